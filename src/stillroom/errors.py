@@ -59,9 +59,7 @@ class CheckError(StillroomError, ValueError):
 
 def missing_extra(library: str, extra: str) -> MissingExtraError:
     """The error for an optional ``library``; raised by the one file that is named after it."""
-    return MissingExtraError(
-        f"{library} is not installed. Install it with: pip install 'stillroom[{extra}]'"
-    )
+    return MissingExtraError(f"{library} is not installed. Install it with: pip install 'stillroom[{extra}]'")
 
 
 def nearest(name: str, known: object) -> str:

@@ -1,0 +1,168 @@
+"""Student: an ordinary network with the adapter from raw columns to its inputs, and how to rebuild it from a folder."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stillroom import settings
+from stillroom.digests import file_digest, state_digest
+from stillroom.errors import FolderError, MissingFileError, UsageError
+from stillroom.files import read_json, write_json
+from stillroom.network import Adapter, Answers, Columns, answer
+from stillroom.types import Batch, Column, Identity, Signal
+
+WEIGHTS = "model.safetensors"
+CONFIG = "student.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The function and arguments that rebuild a network: ``settings.resolve(factory)(**arguments)``."""
+
+    factory: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    digest: str | None = None  # sha256 of the file, for a factory in a file of the user's own
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """A network that answers. ``net`` is ordinary PyTorch: it is what ``export`` ships.
+
+    ``adapter`` turns a batch's raw columns into the network's tensors; ``answers`` says what its output means;
+    ``features`` are module paths whose outputs join the signal; ``classes`` is the order of its logits.
+    """
+
+    net: nn.Module
+    adapter: Adapter = field(default_factory=Columns)
+    answers: Answers = "logits"
+    features: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
+    source: Source | None = None
+    name: str = "student"
+
+    @classmethod
+    def make(
+        cls,
+        factory: str | Callable[..., nn.Module],
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        seed: int = 0,
+        folder: Path | None = None,
+        **rest: Any,
+    ) -> Student:
+        """Build the network from a factory (a function, 'module:name' or 'my_file.py:name') under a seed.
+
+        A student made this way can be rebuilt from its folder by ``stillroom.load``.
+        """
+        make_net = settings.resolve(factory, folder) if isinstance(factory, str) else factory
+        name = factory if isinstance(factory, str) else settings.name_of(factory)
+        digest = None
+        if name.rpartition(":")[0].endswith(".py"):
+            digest = file_digest(Path(getattr(make_net, "__globals__", {}).get("__file__", name.rpartition(":")[0])))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = make_net(**dict(arguments or {}))
+        return cls(net, source=Source(name, dict(arguments or {}), digest), **rest)
+
+    def __call__(self, batch: Batch) -> Signal:
+        return answer(self.net, batch, self.adapter, self.answers, self.features)
+
+    @torch.no_grad()
+    def predict(self, inputs: Mapping[str, Column] | Batch) -> Signal:
+        """Answer new inputs: raw columns, as in the training data. Evaluation mode, no gradient."""
+        batch = inputs if isinstance(inputs, Batch) else _as_batch(inputs)
+        was_training = self.net.training
+        self.net.eval()
+        try:
+            return self(batch)
+        finally:
+            self.net.train(was_training)
+
+    @property
+    def identity(self) -> Identity:
+        """Name and content digest of the weights as they are now."""
+        return Identity(
+            self.name, state_digest(self.net.state_dict()), kind="student", licence="unknown", classes=self.classes
+        )
+
+    def copy(self) -> Student:
+        """The same student with its own weights."""
+        return dataclasses.replace(self, net=copy.deepcopy(self.net))
+
+    def with_features(self, paths: tuple[str, ...]) -> Student:
+        """The same student (and network) that also gives the outputs of these modules."""
+        return dataclasses.replace(self, features=tuple(dict.fromkeys((*self.features, *paths))))
+
+
+def _as_batch(inputs: Mapping[str, Column]) -> Batch:
+    columns = {name: column if isinstance(column, Tensor) else tuple(column) for name, column in inputs.items()}
+    count = len(next(iter(columns.values()))) if columns else 0
+    return Batch(ids=tuple(str(i) for i in range(count)), inputs=columns)
+
+
+def save_student(student: Student, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
+    """Write model.safetensors and student.json. ``extra`` joins student.json (what trained it)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.net.state_dict().items()}
+    temporary = folder / (WEIGHTS + ".tmp")
+    save_file(state, temporary)
+    temporary.replace(folder / WEIGHTS)
+    config = {
+        "format": "stillroom-student/1",
+        "name": student.name,
+        "answers": student.answers,
+        "features": list(student.features),
+        "classes": list(student.classes) if student.classes else None,
+        "source": settings.describe(student.source) if student.source else None,
+        "adapter": settings.describe(student.adapter),
+        "parameters": sum(p.numel() for p in student.net.parameters()),
+        "content_digest": state_digest(state),
+        **(extra or {}),
+    }
+    write_json(folder / CONFIG, config)
+
+
+def load_student(folder: str | Path, base: Path | None = None) -> Student:
+    """Rebuild a student from its folder; a factory in a user's own file is looked up from ``base``.
+
+    Raises FolderError when the folder does not know how to rebuild it.
+    """
+    folder = Path(folder)
+    config = read_json(folder / CONFIG)
+    if not (folder / WEIGHTS).is_file():
+        raise MissingFileError(f"{folder / WEIGHTS} does not exist: the training has not finished, or it was deleted.")
+    if config["source"] is None:
+        raise FolderError(
+            f"{folder} does not say how to rebuild the network. Train with Student.make(factory, arguments) "
+            "or load the weights into your own network from model.safetensors."
+        )
+    source = config["source"]
+    student = Student.make(
+        source["factory"],
+        source["arguments"],
+        folder=base,
+        adapter=settings.rebuild(config["adapter"], base),
+        answers=config["answers"],
+        features=tuple(config["features"]),
+        classes=tuple(config["classes"]) if config["classes"] else None,
+        name=config["name"],
+    )
+    if source["digest"] and student.source and student.source.digest != source["digest"]:
+        warnings.warn(f"{source['factory']} has changed since {folder} was trained.", stacklevel=2)
+    state = load_file(folder / WEIGHTS)
+    try:
+        student.net.load_state_dict(state)
+    except RuntimeError as error:
+        raise UsageError(f"the weights in {folder} do not fit what {source['factory']} builds: {error}") from None
+    student.net.eval()
+    return student
