@@ -75,7 +75,7 @@ def name_of(thing: Any) -> str:
 
 
 def describe(value: Any) -> Any:
-    """``value`` as plain JSON: dataclasses with their fields, functions by name, mappings with non-text keys as pairs."""
+    """``value`` as plain JSON: dataclasses with their fields, functions by name, other keys as pairs."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, enum.Enum):
