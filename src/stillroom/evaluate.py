@@ -1,0 +1,241 @@
+"""The scoreboard: models, their teacher and a test set in; report.json and a Report out. Trains nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console, Group
+
+from stillroom import measures
+from stillroom.errors import FolderError, UsageError, nearest
+from stillroom.files import read_json, write_json
+from stillroom.measures import Interval
+from stillroom.measures.asking import Asked, Seeds, ask_all
+from stillroom.measures.cost import THREADS, answering
+from stillroom.measures.disagreements import reliability_bins, where_they_differ
+from stillroom.measures.scoreboard import scoreboard
+from stillroom.measures.wording import ABOUT, Cell
+from stillroom.types import Batch, Examples, Metric, Model, check_batch_of, identity_of
+
+FORMAT = "stillroom-report/1"
+FILE = "report.json"
+SINGLES = 32  # examples on which latency is measured; FLOPs are counted on the first of them
+COUNTED = 8
+
+
+@dataclass(frozen=True)
+class Report:
+    """What report.json holds, under the same names: what is in memory is what is on disk.
+
+    A cell of ``rows`` is {"value", "low", "high"} (95 %), or None where a number does not apply.
+    """
+
+    metric: str  # the headline
+    examples: int  # labelled ones
+    rows: Mapping[str, Mapping[str, Cell]]
+    comparisons: Sequence[Mapping[str, Any]]
+    metrics: Mapping[str, Mapping[str, Any]]
+    reliability: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    disagreements: Sequence[Mapping[str, Any]] = ()
+    diagnosis: Sequence[str] = ()
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    teacher: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of report.json."""
+        names = [f.name for f in dataclasses.fields(self) if f.name != "folder"]
+        return {"format": FORMAT, **{name: getattr(self, name) for name in names}}
+
+    def scoreboard(self) -> Group:
+        """The table and the findings, for a terminal of 120 columns (a rich renderable)."""
+        return scoreboard(
+            self.rows, self.metrics, self.metric, self.comparisons, self.diagnosis, self.examples, self.seeds
+        )
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=120, color_system=None)
+        with console.capture() as captured:
+            console.print(self.scoreboard())
+        return captured.get()
+
+
+def evaluate(
+    models: Mapping[str, Model | Sequence[Model]],
+    teacher: Model,
+    examples: Examples,
+    metrics: Sequence[Metric | str] | None = None,
+    folder: str | Path | None = None,
+    *,
+    metric: str | None = None,
+    batch_size: int = 256,
+    replicates: int = 1000,
+    seed: int = 0,
+    costs: bool = True,
+    progress: bool = True,
+) -> Report:
+    """Measure every model on the same examples, with 95 % intervals, and write ``folder``/report.json.
+
+    ``models``: one per row of the scoreboard, by name; 'student', 'alone', 'untrained' and 'baseline' have a meaning.
+    A sequence of models is one row: its seeds, pooled. The row 'teacher' is ``models["teacher"]``, or the teacher.
+    ``metrics``: Metric values or names of ``measures.METRICS``; by default what the labels and the teacher allow.
+    ``metric``: the headline, by default the first. ``replicates`` and ``seed`` are the bootstrap's.
+    Only latencies differ from run to run. Networks are put in evaluation mode, and back.
+
+    Raises DataError (no examples, no labels, a label outside the classes), SignalError (a NaN, or an answer that a
+    metric needs and a model does not give) and UsageError (an unknown metric, a row without models).
+    """
+    check_batch_of(examples)
+    rows = _rows_of(models, teacher)
+    with answering([teacher, *(model for seeds in rows.values() for model in seeds)]):
+        first = examples.batch([0], None)
+        chosen = _metrics_of(metrics, teacher, first)
+        headline = _headline_of(metric, chosen)
+        asked = ask_all(rows, teacher, examples, chosen, batch_size, progress)
+        cells = {name: _cells(name, seeds, teacher, chosen, asked, replicates, seed) for name, seeds in rows.items()}
+        if costs:
+            for name, seeds in rows.items():
+                cells[name].update(_costs(seeds[0], examples, seed))
+        disagreements = where_they_differ(rows, teacher, examples, asked)
+    comparisons = _comparisons(rows, asked, headline, replicates, seed)
+    about = _about(chosen, costs)
+    report = Report(
+        metric=headline.name,
+        examples=asked.labelled,
+        rows=cells,
+        comparisons=comparisons,
+        metrics=about,
+        reliability=reliability_bins(rows, asked),
+        disagreements=disagreements,
+        diagnosis=measures.diagnose(
+            cells,
+            comparisons,
+            about,
+            metric=headline.name,
+            examples=asked.labelled,
+            teacher_entropy=asked.teacher_entropy,
+            classes=asked.classes,
+        ),
+        seeds={name: len(seeds) for name, seeds in rows.items()},
+        teacher={"name": identity_of(teacher).name, "entropy": asked.teacher_entropy, "classes": asked.classes},
+        settings={"replicates": replicates, "seed": seed, "batch_size": batch_size, "threads": THREADS},
+        folder=None if folder is None else Path(folder),
+    )
+    if report.folder is not None:
+        write_json(report.folder / FILE, report.as_json())
+    return report
+
+
+def load_report(folder: str | Path) -> Report:
+    """The Report of a folder (or of a run folder that has report/). Raises MissingFileError, FolderError."""
+    folder = Path(folder)
+    if not (folder / FILE).exists() and (folder / "report" / FILE).exists():
+        folder = folder / "report"
+    content = read_json(folder / FILE)
+    if content.get("format") != FORMAT:
+        raise FolderError(f"{folder / FILE} has format {content.get('format')!r}; expected {FORMAT!r}. Evaluate again.")
+    names = {f.name for f in dataclasses.fields(Report)} - {"folder"}
+    return Report(**{name: content[name] for name in names if name in content}, folder=folder)
+
+
+def _rows_of(models: Mapping[str, Model | Sequence[Model]], teacher: Model) -> dict[str, Seeds]:
+    """Every row with its seeds; the teacher first."""
+    rows: dict[str, Seeds] = {"teacher": (teacher,)}
+    for name, given in models.items():
+        rows[name] = tuple(given) if isinstance(given, list | tuple) else (given,)  # type: ignore[assignment]
+        if not rows[name]:
+            raise UsageError(f"row {name!r} has no models (an empty list). Give at least one, or leave the row out.")
+        for model in rows[name]:
+            if not callable(model):
+                raise UsageError(f"row {name!r} holds {type(model).__name__}, which does not answer batches.")
+    return rows
+
+
+def _metrics_of(metrics: Sequence[Metric | str] | None, teacher: Model, first: Batch) -> tuple[Metric, ...]:
+    if metrics is None:
+        return measures.default_metrics(teacher(first), first)
+    if not metrics:
+        raise UsageError("metrics is empty. Leave it out for the default, or name some.")
+    for name in metrics:
+        if isinstance(name, str) and name not in measures.METRICS:
+            raise UsageError(f"there is no metric {name!r}{nearest(name, measures.METRICS)}")
+    return tuple(measures.METRICS[m] if isinstance(m, str) else m for m in metrics)
+
+
+def _headline_of(metric: str | None, chosen: Sequence[Metric]) -> Metric:
+    if metric is None:
+        return chosen[0]
+    for candidate in chosen:
+        if candidate.name == metric:
+            return candidate
+    raise UsageError(f"the headline {metric!r} is not measured{nearest(metric, [m.name for m in chosen])}")
+
+
+def _cells(
+    row: str, seeds: Seeds, teacher: Model, chosen: Sequence[Metric], asked: Asked, replicates: int, seed: int
+) -> dict[str, Cell]:
+    """Every metric of one row; None where it does not apply."""
+    cells: dict[str, Cell] = {}
+    for metric in chosen:
+        statistics = asked.statistics[row].get(metric.name)
+        found = None if statistics is None else measures.bootstrap(statistics, metric.finish, replicates, seed)
+        cells[metric.name] = None if found is None else found.as_json()
+    return cells
+
+
+def _costs(model: Model, examples: Examples, seed: int) -> dict[str, Cell]:
+    count = len(examples)
+    picked = torch.linspace(0, count - 1, min(count, SINGLES)).long().unique().tolist()
+    singles = [examples.batch([index], None) for index in picked]
+    exact = {
+        "parameters": measures.parameter_count(model),
+        "bytes": measures.weight_bytes(model),
+        "flops": measures.flops_per_example(model, singles[:COUNTED]),
+    }
+    cells: dict[str, Cell] = {k: None if v is None else Interval.exact(v).as_json() for k, v in exact.items()}
+    measured = measures.latency(model, singles, seed=seed)
+    cells["latency"] = None if measured is None else measured.as_json()
+    return cells
+
+
+def _comparisons(
+    rows: Mapping[str, Seeds], asked: Asked, metric: Metric, replicates: int, seed: int
+) -> list[dict[str, Any]]:
+    """The student against every other row but the teacher; positive when the student is better."""
+    ours = asked.statistics.get("student", {}).get(metric.name)
+    found = []
+    for other in rows:
+        theirs = asked.statistics[other].get(metric.name)
+        if other in ("student", "teacher") or ours is None or theirs is None:
+            continue
+        gap = measures.paired_bootstrap(ours, theirs, metric.finish, replicates, seed)
+        if gap is None:
+            continue
+        low, value, high = gap.low, gap.value, gap.high
+        if metric.higher_is_better is False:
+            low, value, high = 0.0 - high, 0.0 - value, 0.0 - low
+        seeds = min(len(rows["student"]), len(rows[other]))
+        pair = {"better": "student", "worse": other, "metric": metric.name, "seeds": seeds}
+        found.append({**pair, "difference": value, "low": low, "high": high})
+    return found
+
+
+def _about(chosen: Sequence[Metric], costs: bool) -> dict[str, dict[str, Any]]:
+    """What each column is; the text of a user's own metric is the first line of its statistics' docstring."""
+    about = {}
+    for m in chosen:
+        own = (getattr(m.statistics, "__doc__", None) or "").strip().splitlines()
+        text = ABOUT.get(m.name) or (own[0] if own else "")
+        about[m.name] = {"higher_is_better": m.higher_is_better, "unit": m.unit, "about": text}
+    if costs:
+        units = {"parameters": "", "bytes": "bytes", "flops": "operations", "latency": "seconds"}
+        for name, unit in units.items():
+            about[name] = {"higher_is_better": False, "unit": unit, "about": ABOUT[name]}
+    return about

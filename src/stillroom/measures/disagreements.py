@@ -1,0 +1,124 @@
+"""Where models differ: the most divergent examples, and how confidence relates to accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillroom.measures.asking import Asked, Seeds, gives_probabilities
+from stillroom.measures.classification import BINS
+from stillroom.measures.reading import top_of
+from stillroom.measures.showing import shown_inputs
+from stillroom.types import UNLABELLED, Batch, Examples, Model, Signal, identity_of
+
+WORST = 20
+
+
+def reliability_bins(rows: Mapping[str, Seeds], asked: Asked, bins: int = BINS) -> dict[str, list[dict[str, Any]]]:
+    """For each row with a calibration error: its bins of confidence, seeds pooled. An empty bin has no numbers."""
+    found = {}
+    for row in rows:
+        parts = asked.statistics[row].get("calibration_error")
+        if parts is None:
+            continue
+        confidence, correct = torch.cat(parts).unbind(-1)
+        whole = ~confidence.isnan()
+        place = (confidence[whole] * bins).long().clamp(0, bins - 1)
+        count = torch.bincount(place, minlength=bins)
+        sums = [torch.bincount(place, weights=column[whole], minlength=bins) for column in (confidence, correct)]
+        found[row] = [
+            {
+                "low": round(i / bins, 6),
+                "high": round((i + 1) / bins, 6),
+                "count": int(count[i]),
+                "confidence": float(sums[0][i] / count[i]) if count[i] else None,
+                "accuracy": float(sums[1][i] / count[i]) if count[i] else None,
+            }
+            for i in range(bins)
+        ]
+    return found
+
+
+def where_they_differ(
+    rows: Mapping[str, Seeds], teacher: Model, examples: Examples, asked: Asked, worst: int = WORST
+) -> list[dict[str, Any]]:
+    """The examples on which the student (its first seed) is furthest from the teacher, furthest first."""
+    row = "student" if "student" in rows else next((name for name in rows if name != "teacher"), None)
+    divergence = None if row is None else _divergence(asked.statistics[row])
+    if row is None or divergence is None:
+        return []
+    order = torch.argsort(divergence.nan_to_num(nan=-1.0, posinf=1e30), descending=True, stable=True)
+    chosen = [i for i in order[:worst].tolist() if not divergence[i].isnan() and divergence[i] > 0]
+    if not chosen:
+        return []
+    batch = examples.batch(chosen, None)
+    classes = _class_names(rows, teacher, examples)
+    answers = {name: _answers(seeds[0], batch, classes) for name, seeds in rows.items()}
+    labels = _labels(batch, classes)
+    finite = divergence.isfinite()
+    return [
+        {
+            "id": batch.ids[place],
+            "input": shown_inputs(batch, place),
+            "label": labels[place],
+            "answers": {name: said[place][0] for name, said in answers.items()},
+            "confidences": {name: said[place][1] for name, said in answers.items()},
+            "divergence": float(divergence[index]) if finite[index] else None,
+        }
+        for place, index in enumerate(chosen)
+    ]
+
+
+def _divergence(statistics: Mapping[str, list[Tensor]]) -> Tensor | None:
+    """Per example [N]: KL in nats where it is measured, else the distance of values, else 1 where the top differs."""
+    for name in ("kl", "teacher_distance", "agreement"):
+        if name in statistics:
+            total, count = statistics[name][0].unbind(-1)
+            return 1 - total / count if name == "agreement" else total / count
+    return None
+
+
+def _class_names(rows: Mapping[str, Seeds], teacher: Model, examples: Examples) -> tuple[str, ...] | None:
+    student = rows.get("student", (teacher,))[0]
+    for classes in (identity_of(teacher).classes, getattr(examples, "classes", None), identity_of(student).classes):
+        if classes:
+            return tuple(str(name) for name in classes)
+    return None
+
+
+def _named(index: int, classes: tuple[str, ...] | None) -> str:
+    return classes[index] if classes and 0 <= index < len(classes) else str(index)
+
+
+def _answers(model: Model, batch: Batch, classes: tuple[str, ...] | None) -> list[tuple[str | None, float | None]]:
+    """What the model says of each example, in words, and its confidence; None for an answer at many positions."""
+    signal: Signal = model(batch)
+    if signal.logits is not None and len(signal.logits.shape) == 1:
+        top, confidence = (tensor.cpu().tolist() for tensor in top_of(signal.logits))
+        sure = gives_probabilities(model)
+        return [(_named(t, classes), round(c, 4) if sure else None) for t, c in zip(top, confidence, strict=True)]
+    if signal.values is not None:
+        return [(_numbers(value), None) for value in signal.values.cpu()]
+    if signal.text is not None:
+        return [(text, None) for text in signal.text]
+    return [(None, None)] * len(batch)
+
+
+def _numbers(value: Tensor) -> str:
+    flat = value.reshape(-1)
+    shown = ", ".join(f"{x:.4g}" for x in flat[:4].tolist())
+    return f"{shown}, …" if len(flat) > 4 else shown
+
+
+def _labels(batch: Batch, classes: tuple[str, ...] | None) -> list[str | None]:
+    labels = batch.labels
+    if labels is None:
+        return [None] * len(batch)
+    if labels.is_floating_point():
+        return [None if value.isnan().all() else _numbers(value) for value in labels.cpu()]
+    if labels.ndim > 1:
+        return [None] * len(batch)
+    return [None if index == UNLABELLED else _named(index, classes) for index in labels.tolist()]

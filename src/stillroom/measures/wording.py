@@ -1,0 +1,191 @@
+"""Numbers and findings in plain words: one wording for the terminal and for the page. Knows no layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Cell = Mapping[str, float] | None  # {"value", "low", "high"}, or None where a number does not apply
+Rows = Mapping[str, Mapping[str, Cell]]
+
+COSTS = ("parameters", "bytes", "flops", "latency")
+
+TITLES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "nll": "surprise (nll)",
+    "perplexity": "perplexity",
+    "calibration_error": "calibration error",
+    "agreement": "agrees with teacher",
+    "kl": "KL from teacher",
+    "total_variation": "total variation",
+    "r2": "R²",
+    "mae": "mean error",
+    "rmse": "RMS error",
+    "largest_error": "largest error",
+    "teacher_distance": "distance to teacher",
+    "parameters": "parameters",
+    "bytes": "size",
+    "flops": "FLOPs",
+    "latency": "latency",
+}
+
+ABOUT = {
+    "accuracy": "How often the most probable class is the label.",
+    "macro_f1": "The mean over classes of the F1 score; a class that is neither predicted nor a label is left out.",
+    "nll": "-log p(label) in nats, on average.",
+    "perplexity": "exp of the mean of -log p(label).",
+    "calibration_error": "How far confidence is from accuracy: 15 equal bins, weighted by their counts.",
+    "agreement": "How often the most probable class is the teacher's.",
+    "kl": "KL(teacher || model) in nats, on average.",
+    "total_variation": "Half the sum of |p - q| against the teacher, on average: from 0 to 1.",
+    "r2": "1 - squared error / variance of the labels, averaged over outputs.",
+    "mae": "The mean of |answer - label|, in the label's unit.",
+    "rmse": "The root of the mean squared error, in the label's unit.",
+    "largest_error": "The largest |answer - label|, in the label's unit.",
+    "teacher_distance": "The mean of |answer - the teacher's answer|, in the label's unit.",
+    "parameters": "Learned numbers, shared ones once.",
+    "bytes": "Bytes of the weights in memory.",
+    "flops": "Floating-point operations for one example; look-ups in an embedding count 0.",
+    "latency": "Median seconds of one answer at batch 1, from raw columns, one thread.",
+}
+
+
+def title_of(name: str) -> str:
+    """What a column is called."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
+def number(value: float, name: str = "") -> str:
+    """A number as a person reads it; ``name`` is the metric or cost, which decides the unit."""
+    if name == "latency":
+        return seconds(value)
+    if name == "bytes":
+        return scaled(value, ("B", "kB", "MB", "GB", "TB"))
+    if name in ("parameters", "flops"):
+        return scaled(value, ("", "k", "M", "G", "T"))
+    if value != 0 and not 1e-3 <= abs(value) < 1e4:
+        return f"{value:.2e}" if abs(value) < 1e-3 else f"{value:,.0f}"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def scaled(value: float, units: tuple[str, ...]) -> str:
+    """Three digits and a decimal prefix: 61.2 k."""
+    power = 0
+    while abs(value) >= 999.5 and power < len(units) - 1:
+        value, power = value / 1000, power + 1
+    digits = f"{value:.0f}" if power == 0 or abs(value) >= 99.95 else f"{value:.3g}"
+    return f"{digits} {units[power]}".strip()
+
+
+def seconds(value: float) -> str:
+    """Three digits in s, ms or µs."""
+    for size, unit in ((1.0, "s"), (1e-3, "ms")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 1e-6:.3g} µs"
+
+
+def spread(cell: Cell, name: str = "") -> str:
+    """'low–high' of a cell, in the unit in which ``number`` writes its value; nothing for an exact number."""
+    if cell is None or cell["low"] == cell["high"]:
+        return ""
+    if name == "latency":
+        size = next((size for size in (1.0, 1e-3) if abs(cell["value"]) >= size), 1e-6)
+        return f"{cell['low'] / size:.3g}–{cell['high'] / size:.3g}"
+    return f"{number(cell['low'], name)}–{number(cell['high'], name)}"
+
+
+def times(ratio: float) -> str:
+    """A ratio as '9.1×'."""
+    return f"{ratio:,.0f}×" if ratio >= 99.5 else f"{ratio:.2g}×" if ratio >= 9.95 else f"{ratio:.1f}×"
+
+
+def ratio_to_teacher(rows: Rows, row: str, cost: str) -> float | None:
+    """The teacher's cost divided by the row's: above 1 is cheaper than the teacher. None where either is unknown."""
+    theirs, ours = rows.get("teacher", {}).get(cost), rows.get(row, {}).get(cost)
+    if row == "teacher" or not theirs or not ours or not ours["value"] or not theirs["value"]:
+        return None
+    return theirs["value"] / ours["value"]
+
+
+def cheaper(rows: Rows, row: str, cost: str) -> str:
+    """'58× smaller' than the teacher, '9.1× faster', or the honest opposite; nothing where it is not known."""
+    ratio = ratio_to_teacher(rows, row, cost) if cost in COSTS else None
+    if ratio is None:
+        return ""
+    better, worse = {"latency": ("faster", "slower"), "bytes": ("smaller", "larger")}.get(cost, ("fewer", "more"))
+    return f"{times(ratio)} {better}" if ratio >= 1 else f"{times(1 / ratio)} {worse}"
+
+
+def signed(value: float) -> str:
+    """A difference: '+0.012'; an exact 0 as '0'."""
+    return "0" if value == 0 else f"{'+' if value > 0 else '−'}{number(abs(value))}"
+
+
+def verdict(comparison: Mapping[str, Any]) -> str:
+    """'better', 'worse' or 'unclear': what the interval of a comparison says of its first model."""
+    if comparison["low"] > 0:
+        return "better"
+    return "worse" if comparison["high"] < 0 else "unclear"
+
+
+def compared(comparison: Mapping[str, Any]) -> str:
+    """One comparison in a sentence. The difference is positive when the first model is better."""
+    first, second = comparison["better"], comparison["worse"]
+    said = {
+        "better": f"{first} is better than {second}",
+        "worse": f"{first} is WORSE than {second}",
+        "unclear": f"no difference is shown between {first} and {second}",
+    }[verdict(comparison)]
+    low, high = signed(comparison["low"]), signed(comparison["high"])
+    seeds = f", {comparison['seeds']} seeds" if comparison["seeds"] > 1 else ""
+    title = title_of(comparison["metric"])
+    return f"{said}: {title} {signed(comparison['difference'])} (95 % {low} to {high}{seeds})"
+
+
+def headline(rows: Rows, metric: str, higher_is_better: bool | None, comparisons: Any = ()) -> str:
+    """What was kept, at what cost, and whether the teacher helped: one or two sentences."""
+    student, teacher = rows.get("student", {}).get(metric), rows.get("teacher", {}).get(metric)
+    title = title_of(metric)
+    if student is None:
+        return f"There is no {title} of a student in this report."
+    if teacher is None:
+        first = f"The student reaches {title} {number(student['value'])}"
+    elif higher_is_better and teacher["value"] > 0 and student["value"] >= 0:
+        kept = student["value"] / teacher["value"]
+        first = (
+            f"The student keeps {_percent(kept)} of the teacher's {title} "
+            f"({number(student['value'])} of {number(teacher['value'])})"
+        )
+    else:
+        first = f"The student reaches {title} {number(student['value'])}, the teacher {number(teacher['value'])}"
+    return f"{first}{_at_what_cost(rows)}. {_whether_it_helped(comparisons)}".strip()
+
+
+def _at_what_cost(rows: Rows) -> str:
+    known = {cost: ratio_to_teacher(rows, "student", cost) for cost in ("bytes", "latency")}
+    words = {"bytes": ("the size", "smaller", "larger"), "latency": ("", "faster", "slower")}
+    parts = []
+    for cost, ratio in known.items():
+        if ratio is not None and not math.isclose(ratio, 1, rel_tol=0.05):
+            better, worse = words[cost][1:]
+            parts.append(f"{times(ratio)} {better}" if ratio > 1 else f"{times(1 / ratio)} {worse}")
+    return f", and is {' and '.join(parts)}" if parts else ""
+
+
+def _whether_it_helped(comparisons: Any) -> str:
+    against = next((c for c in comparisons if c["better"] == "student" and c["worse"] == "alone"), None)
+    if against is None:
+        return "Whether the teacher helped is not known: there is no row 'alone'."
+    interval = f"{signed(against['difference'])}, 95 % {signed(against['low'])} to {signed(against['high'])}"
+    return {
+        "better": f"The teacher helped: the same student trained alone does worse ({interval}).",
+        "worse": f"The teacher did harm: the same student trained alone does better ({interval}).",
+        "unclear": f"No help from the teacher is shown: trained alone, the same student does as well ({interval}).",
+    }[verdict(against)]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
