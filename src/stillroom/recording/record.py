@@ -1,0 +1,253 @@
+"""record: ask the teacher once about every example and view, and keep its answers.
+
+Killed at any instant and run again, it ends with the same bytes as an uninterrupted run: shards are fixed blocks of
+keys, the batches within them too, and nothing that depends on time or place is written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillroom.digests import file_digest, input_fingerprints, json_digest
+from stillroom.errors import DataError, FolderError, RecordingError, ShapeError
+from stillroom.files import claim_folder, read_json, write_json
+from stillroom.progress import bar
+from stillroom.recording.asking import Job, as_codecs, as_views, check_request
+from stillroom.recording.codecs import Codec, Everything, Kept, decode
+from stillroom.recording.fidelity import Fidelity
+from stillroom.recording.shards import (
+    build_index,
+    gather,
+    is_intact,
+    open_shard,
+    pack_keys,
+    write_index,
+    write_shard,
+)
+from stillroom.recording.store import INDEX, MANIFEST, SHARDS, Recording, index_source, shard_name
+from stillroom.types import Batch, Examples, Model, check_batch_of
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: two recordings into one folder are not noticed there
+    fcntl = None
+
+REASKED = 64  # examples that the fidelity is measured on
+SHARD_BYTES = 32 << 20  # a kill loses at most one shard's work
+SHARD_ROWS = 4096
+EVERYTHING = Everything()
+
+
+def record(
+    teacher: Model,
+    examples: Examples,
+    folder: str | Path,
+    keep: Codec | Sequence[Codec] = EVERYTHING,
+    *,
+    views: int | Sequence[int] | None = None,
+    batch_size: int = 64,
+    shard_rows: int | None = None,
+    progress: bool = True,
+) -> Recording:
+    """The Recording of the teacher's answers in ``folder``; one that is there already is finished or returned.
+
+    ``keep`` is one codec or several. ``views`` = n records every example in the views of seeds 0 .. n - 1; a sequence
+    names the seeds; None asks about the unaugmented examples. ``shard_rows`` answers go into each file: by default at
+    most 4096 and about 32 MiB.
+
+    Raises FolderError when the folder holds another recording (nothing is touched) or is being written; SignalError
+    for a teacher in training mode, or naming the example whose answer is NaN or infinite; UsageError for settings that
+    do not fit the answers; PairError for a teacher whose class order is not the data's; RecordingError when a file
+    cannot be written.
+    """
+    folder = Path(folder)
+    codecs = as_codecs(keep)
+    job = Job(teacher, examples, codecs, as_views(views), batch_size, check_batch_of(examples))
+    check_request(job, shard_rows)
+    header = job.header()
+    claim_folder(folder, MANIFEST, header | ({} if shard_rows is None else {"shard_rows": shard_rows}), "recording")
+    with _alone(folder):
+        manifest = _resumed(folder) or _started(job, folder, header, shard_rows)
+        if manifest["complete"]:
+            return Recording(folder)
+        _write_shards(job, folder, manifest, progress)
+        _finish(job, folder, manifest)
+    return Recording(folder)
+
+
+def _resumed(folder: Path) -> dict[str, Any] | None:
+    """The manifest that is there; marked incomplete again when a shard was lost or cut."""
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = read_json(folder / MANIFEST)
+    sizes = {name: entry["bytes"] for name, entry in manifest["shards"].items()}
+    there = {name: path.stat().st_size for name in sizes if (path := folder / SHARDS / name).exists()}
+    if sizes != there:
+        manifest |= {"complete": False, "shards": {}, "fidelity": None}
+        _write_manifest(folder, manifest)
+    return manifest
+
+
+def _started(job: Job, folder: Path, header: dict[str, Any], shard_rows: int | None) -> dict[str, Any]:
+    """A new manifest. The first batch is asked before anything is written: what cannot be kept is found out here."""
+    batch = job.batch(0, min(job.batch_size, len(job)))
+    kept = job.keep(batch)
+    if shard_rows is None:
+        row_bytes = sum(tensor[0].numel() * tensor.element_size() for tensor in kept.rows.values())
+        fitting = min(SHARD_ROWS, SHARD_BYTES // max(1, row_bytes))
+        shard_rows = max(1, fitting // job.batch_size) * job.batch_size
+    manifest = header | {
+        "shard_rows": shard_rows,
+        "signals": _layout(kept),
+        "facts": kept.facts,
+        "complete": False,
+        "shards": {},
+        "fidelity": None,
+    }
+    _write_manifest(folder, manifest)
+    return manifest
+
+
+def _write_shards(job: Job, folder: Path, manifest: dict[str, Any], progress: bool) -> None:
+    for stale in (*folder.glob("*.tmp"), *(folder / SHARDS).glob("*.tmp")):
+        stale.unlink()
+    claim = _claim(manifest)
+    blocks = _blocks(len(job), manifest["shard_rows"])
+    paths = [folder / SHARDS / shard_name(number) for number in range(len(blocks))]
+    lacking = [n for n, (start, stop) in enumerate(blocks) if not is_intact(paths[n], claim, stop - start)]
+    done = len(job) - sum(blocks[n][1] - blocks[n][0] for n in lacking)
+    with bar(f"recording {manifest['teacher']['name']}", len(job), done, shown=progress) as step:
+        for number in lacking:
+            write_shard(paths[number], _shard_arrays(job, manifest, *blocks[number], step), claim)
+
+
+def _shard_arrays(job: Job, manifest: dict[str, Any], start: int, stop: int, step: Any) -> dict[str, Tensor]:
+    """The keys and kept answers from key ``start`` to ``stop``, asked batch by batch."""
+    ids: list[str] = []
+    views: list[int] = []
+    fingerprints: list[np.ndarray] = []
+    pieces: dict[str, list[Tensor]] = {name: [] for name in manifest["signals"]}
+    for first, last in _batches(start, stop, job.batch_size):
+        batch = job.batch(first, last)
+        kept = job.keep(batch)
+        if (layout := _layout(kept)) != manifest["signals"] or kept.facts != manifest["facts"]:
+            raise ShapeError(
+                f"the answers from example {batch.ids[0]!r} on have another form: {layout} {kept.facts}, but the "
+                f"first had {manifest['signals']} {manifest['facts']}. All examples need one shape: pad or pack them."
+            )
+        ids.extend(batch.ids)
+        views.extend(batch.views or ())
+        fingerprints.append(input_fingerprints(batch.inputs))
+        for name, rows in kept.rows.items():
+            pieces[name].append(rows)
+        step(last - first)
+    keys = pack_keys(ids, views or None, np.concatenate(fingerprints))
+    return keys | {name: torch.cat(rows) for name, rows in pieces.items()}
+
+
+def _finish(job: Job, folder: Path, manifest: dict[str, Any]) -> None:
+    """Digest the shards, derive the index, measure the fidelity; the complete manifest is the last thing written."""
+    paths = [folder / SHARDS / shard_name(n) for n in range(len(_blocks(len(job), manifest["shard_rows"])))]
+    shards = [open_shard(path) for path in paths]
+    manifest["shards"] = {
+        path.name: {"sha256": file_digest(path), "bytes": path.stat().st_size, "rows": len(shard)}
+        for path, shard in zip(paths, shards, strict=True)
+    }
+    index = build_index(shards)
+    manifest["fidelity"] = _fidelity(job, manifest, dict(enumerate(shards)))
+    write_index(folder / INDEX, index, index_source(manifest))
+    _write_manifest(folder, manifest | {"complete": True})
+
+
+def _fidelity(job: Job, manifest: dict[str, Any], shards: dict[int, Any]) -> dict[str, Any]:
+    """Ask again about a seeded sample, in the batches it was recorded in: so that equal can mean equal bits."""
+    shard_rows = manifest["shard_rows"]
+    batches = [b for block in _blocks(len(job), shard_rows) for b in _batches(*block, job.batch_size)]
+    draw = np.random.default_rng(0)
+    wanted = min(len(batches), max(4, -(-REASKED // job.batch_size)))
+    measured = Fidelity()
+    for number in sorted(draw.choice(len(batches), wanted, replace=False).tolist()):
+        start, stop = batches[number]
+        share = min(stop - start, -(-REASKED // wanted))
+        rows = np.sort(draw.choice(stop - start, share, replace=False))
+        batch = job.batch(start, stop)
+        where, within = np.divmod(start + rows, shard_rows)
+        arrays = gather(shards, where, within, (*manifest["signals"], "inputs"))
+        _check_replay(batch, arrays.pop("inputs").numpy().view(np.uint64), rows)
+        chosen = torch.from_numpy(rows)
+        live = job.ask(batch).map(lambda tensor, chosen=chosen: tensor[chosen.to(tensor.device)])
+        mask = None if batch.mask is None else batch.mask[chosen.to(batch.mask.device)]
+        part = Batch(tuple(batch.ids[row] for row in rows), {}, mask=mask)
+        measured.add(live, decode(job.codecs, arrays, manifest["facts"]), part)
+        measured.examples += share
+    return measured.summary()
+
+
+def _check_replay(batch: Batch, recorded: np.ndarray, rows: np.ndarray) -> None:
+    wrong = input_fingerprints(batch.inputs)[rows] != recorded
+    if wrong.any():
+        raise DataError(
+            f"example {batch.ids[int(rows[wrong.argmax()])]!r} came with other inputs when it was asked for again: "
+            "the data must give the same inputs for the same index and view seed. Draw augmentations from the seed."
+        )
+
+
+def _blocks(total: int, rows: int) -> list[tuple[int, int]]:
+    return [(start, min(start + rows, total)) for start in range(0, total, rows)]
+
+
+def _batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)
+
+
+def _layout(kept: Kept) -> dict[str, Any]:
+    return {
+        name: {"dtype": str(rows.dtype).removeprefix("torch."), "shape": list(rows.shape[1:])}
+        for name, rows in kept.rows.items()
+    }
+
+
+def _claim(manifest: dict[str, Any]) -> str:
+    """The digest of everything that decides the shards' bytes."""
+    return json_digest({k: v for k, v in manifest.items() if k not in ("complete", "shards", "fidelity")})
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    try:
+        write_json(folder / MANIFEST, manifest)
+    except OSError as error:
+        (folder / (MANIFEST + ".tmp")).unlink(missing_ok=True)
+        raise RecordingError(f"{folder / MANIFEST} could not be written ({error.strerror or error}).") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder while it is written. The lock is the folder's own, so no file is left and a kill frees it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = os.open(folder, os.O_RDONLY) if fcntl else -1
+    try:
+        if fcntl:
+            _lock(place, folder)
+        yield
+    finally:
+        if fcntl:
+            os.close(place)
+
+
+def _lock(place: int, folder: Path) -> None:
+    assert fcntl is not None
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FolderError(
+            f"{folder} is being recorded by another process. Wait for it, or choose another folder."
+        ) from None
