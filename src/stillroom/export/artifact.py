@@ -1,0 +1,138 @@
+"""Artifact: the shipped file, run by its own runtime, answering like any other model. It never asks the student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stillroom import settings
+from stillroom.digests import file_digest
+from stillroom.errors import FolderError, ParityError
+from stillroom.files import read_json, write_json
+from stillroom.network import Adapter, Answers
+from stillroom.students.networks import Student
+from stillroom.types import Batch, Column, Dense, Identity, Signal
+
+ARTIFACT = "artifact.json"
+VERIFY = "verify.json"
+Tensors = tuple[Tensor, ...]
+Run = Callable[[Tensors], Tensor]  # the file in its runtime: the network's input tensors to its one output, on the CPU
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an exporter returns: the file it wrote, how to open it again, and what verify.json shall say of it."""
+
+    path: Path
+    open: Callable[[Path], Run]  # a module-level function: artifact.json keeps its name
+    notes: Mapping[str, Any] = field(default_factory=dict)  # plain JSON
+
+
+# (student in eval mode on the CPU, some input tensors, calibration input tensors, path without suffix, precision)
+Exporter = Callable[[Student, Tensors, Iterable[Tensors], Path, str], Written]
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """A verified file that answers through the runtime it ships in. Features are not shipped: logits or values only."""
+
+    folder: Path
+    path: Path
+    target: str
+    precision: str
+    verify: Mapping[str, Any]  # the content of verify.json
+    adapter: Adapter = field(repr=False)
+    run: Run = field(repr=False)
+    answers: Answers = "logits"
+    classes: tuple[str, ...] | None = None
+    name: str = "student"
+
+    def __call__(self, batch: Batch) -> Signal:
+        output = self.run(self.adapter(batch.inputs))
+        return Signal(logits=Dense(output)) if self.answers == "logits" else Signal(values=output)
+
+    def predict(self, inputs: Mapping[str, Column] | Batch) -> Signal:
+        """Answer new inputs: raw columns, as in the training data."""
+        if isinstance(inputs, Batch):
+            return self(inputs)
+        columns = {name: column if isinstance(column, Tensor) else tuple(column) for name, column in inputs.items()}
+        rows = len(next(iter(columns.values()))) if columns else 0
+        return self(Batch(ids=tuple(str(row) for row in range(rows)), inputs=columns))
+
+    @property
+    def bytes(self) -> int:
+        """The size of the file."""
+        return int(self.verify["bytes"])
+
+    @property
+    def identity(self) -> Identity:
+        """Its name, and the digest of the file (not of the weights, which have another form)."""
+        return Identity(
+            f"{self.name}, {self.target} {self.precision}",
+            self.verify.get("sha256"),
+            kind="artifact",
+            classes=self.classes,
+        )
+
+
+def write_config(folder: Path, student: Student, target: str, precision: str, written: Written) -> None:
+    """artifact.json: how the file is opened, and how raw columns become its inputs."""
+    config = {
+        "format": "stillroom-artifact/1",
+        "name": student.name,
+        "target": target,
+        "precision": precision,
+        "open": settings.name_of(written.open),
+        "adapter": settings.describe(student.adapter),
+        "answers": student.answers,
+        "classes": list(student.classes) if student.classes else None,
+        "inputs": written.notes.get("inputs"),
+    }
+    write_json(folder / ARTIFACT, config)
+
+
+def load_artifact(folder: str | Path, base: Path | None = None) -> Artifact:
+    """The verified artefact of a folder written by ``export``; a user's own file is looked up from ``base``.
+
+    Raises ParityError when it did not pass verification, FolderError when the file is not the one that passed.
+    """
+    folder = Path(folder)
+    verify = read_json(folder / VERIFY)
+    if verify.get("passed") is not True:
+        raise ParityError(f"the artefact in {folder} did not pass its verification (see {VERIFY}). Export it again.")
+    config = read_json(folder / ARTIFACT)
+    path = folder / verify["file"]
+    if not path.is_file() or file_digest(path) != verify["sha256"]:
+        raise FolderError(f"{path} is not the file that was verified (sha256 {verify['sha256']}). Export it again.")
+    return Artifact(
+        folder,
+        path,
+        config["target"],
+        config["precision"],
+        verify,
+        adapter=settings.rebuild(config["adapter"], base),
+        run=settings.resolve(config["open"], base)(path),
+        answers=config["answers"],
+        classes=tuple(config["classes"]) if config["classes"] else None,
+        name=config["name"],
+    )
+
+
+def output_of(signal: Signal, answers: Answers) -> Tensor:
+    """The one tensor that is shipped: the logits [..., V], or the values [..., D]; float32 on the CPU."""
+    if answers == "values":
+        output = signal.need_values("export")
+    else:
+        logits = signal.need_logits("export")
+        if isinstance(logits, Dense):
+            output = logits.values
+        elif hasattr(logits, "compute"):
+            output = logits.compute()  # type: ignore[union-attr]
+        else:
+            raise TypeError("a student does not answer with Sparse logits")
+    return output.detach().to("cpu", torch.float32)

@@ -1,0 +1,146 @@
+"""export(): write the student for a target, open it in that target's runtime, and let nothing pass that differs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillroom import settings
+from stillroom.digests import file_digest
+from stillroom.errors import ParityError, UsageError, nearest
+from stillroom.export import onnx
+from stillroom.export.artifact import ARTIFACT, VERIFY, Artifact, Exporter, Tensors, Written, write_config
+from stillroom.export.verify import SINGLES, TOLERANCES, Tolerance, batch_effect, compare, times
+from stillroom.files import write_json
+from stillroom.progress import bar
+from stillroom.students.networks import Student
+from stillroom.types import Examples, Metric, check_batch_of
+
+# An exporter is one function; a user's own is named 'my_file.py:my_exporter' or put in here.
+TARGETS: dict[str, Exporter] = {"onnx": onnx.write}
+CALIBRATION_ROWS = 256
+CALIBRATION_BATCH = 32
+TRACED_ROWS = 4
+
+
+def export(
+    student: Student,
+    examples: Examples,
+    folder: str | Path,
+    target: str = "onnx",
+    precision: str = "fp32",
+    *,
+    calibration: Examples | None = None,
+    tolerance: Tolerance | None = None,
+    metric: Metric | None = None,
+    progress: bool = True,
+) -> Artifact:
+    """The student as a file that needs neither stillroom nor PyTorch, verified on all of ``examples``.
+
+    Writes folder/TARGET-PRECISION/: the model, artifact.json and verify.json. The student is not changed.
+    ``calibration``: inputs that fix the ranges of int8, training inputs for choice; ``examples`` where there are none
+    (at most 256 rows, spread evenly). ``metric``: the task's quality; accuracy for logits, R2 for values by default.
+
+    Raises UsageError for an unknown target or precision and for a network that the target cannot take; ParityError,
+    naming the worst examples, when the file is further from the student than ``tolerance`` (by precision: TOLERANCES).
+    The file is then kept as failed.*, never as model.*, and verify.json says passed: false.
+    """
+    write = _exporter(target)
+    label = target.rpartition(":")[2]
+    place = Path(folder) / f"{label}-{precision}"
+    count = check_batch_of(examples)
+    plain = _on_cpu(student)
+    with bar(f"export {label} {precision}", count + 1, shown=progress) as step:
+        tensors = tuple(_two(t) for t in plain.adapter(examples.batch(range(min(count, TRACED_ROWS)), None).inputs))
+        written = write(plain, tensors, _inputs(plain, calibration or examples), place / "unverified", precision)
+        if tolerance is None:
+            tolerance = TOLERANCES.get(precision, TOLERANCES["int8"])
+        step(1)
+        artifact = _open(plain, place, label, precision, written)
+        said, problems = compare(plain, artifact, examples, metric, tolerance, step)
+    singles = [examples.batch([index], None) for index in range(min(count, SINGLES))]
+    verify = {
+        "format": "stillroom-verify/1",
+        "target": label,
+        "precision": precision,
+        "file": f"{'failed' if problems else 'model'}{written.path.suffix}",
+        "sha256": file_digest(written.path),
+        "bytes": written.path.stat().st_size,
+        **said,
+        "batch_effect": batch_effect(artifact, examples, singles),
+        "latency": times(artifact, plain.adapter, singles),
+        "passed": not problems,
+        **written.notes,
+    }
+    return _settle(artifact, plain, written, verify, problems)
+
+
+def _settle(
+    artifact: Artifact, student: Student, written: Written, verify: Mapping[str, Any], problems: list[str]
+) -> Artifact:
+    """Give the file its name, after whatever an earlier export left is gone: a model.* has always passed."""
+    place = artifact.folder
+    for earlier in (*place.glob("model.*"), *place.glob("failed.*"), place / VERIFY, place / ARTIFACT):
+        earlier.unlink(missing_ok=True)
+    path = place / verify["file"]
+    if problems:
+        os.replace(written.path, path)
+        write_json(place / VERIFY, verify)
+        raise ParityError(
+            f"the {artifact.target} {artifact.precision} artefact of {student.name!r} is not its student: "
+            f"{'. '.join(problems)}. The file is kept as {path.name}. Choose another precision, calibrate on "
+            "training inputs, or pass a tolerance."
+        )
+    write_config(place, student, artifact.target, artifact.precision, written)
+    os.replace(written.path, path)
+    write_json(place / VERIFY, verify)
+    return dataclasses.replace(artifact, path=path, verify=verify)
+
+
+def _exporter(target: str) -> Exporter:
+    if target in TARGETS:
+        return TARGETS[target]
+    if ":" in target:
+        return settings.resolve(target)
+    raise UsageError(f"there is no export target {target!r}{nearest(target, TARGETS)}")
+
+
+def _on_cpu(student: Student) -> Student:
+    """The student that is exported and compared: its own copy, on the CPU, in evaluation mode, at least float32."""
+    net = student.copy().net.cpu().eval()
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in net.parameters()):
+        net = net.float()
+    return dataclasses.replace(student, net=net, features=())
+
+
+def _inputs(student: Student, examples: Examples) -> Iterator[Tensors]:
+    """The calibration inputs, in batches: evenly spread, so that sorted data shows all its classes."""
+    count = len(examples)
+    rows = [index * count // min(count, CALIBRATION_ROWS) for index in range(min(count, CALIBRATION_ROWS))]
+    for start in range(0, len(rows), CALIBRATION_BATCH):
+        yield student.adapter(examples.batch(rows[start : start + CALIBRATION_BATCH], None).inputs)
+
+
+def _two(tensor: torch.Tensor) -> torch.Tensor:
+    """At least two rows: torch.export takes a batch of one for a constant."""
+    return tensor if len(tensor) > 1 else torch.cat([tensor, tensor])
+
+
+def _open(student: Student, place: Path, target: str, precision: str, written: Written) -> Artifact:
+    return Artifact(
+        place,
+        written.path,
+        target,
+        precision,
+        verify={},
+        adapter=student.adapter,
+        run=written.open(written.path),
+        answers=student.answers,
+        classes=student.classes,
+        name=student.name,
+    )
