@@ -46,7 +46,10 @@ class Job:
 
     @torch.no_grad()
     def ask(self, batch: Batch) -> Signal:
-        return self.teacher(batch)
+        answer = self.teacher(batch)
+        if not isinstance(answer, Signal):
+            raise SignalError(f"the teacher returned {type(answer).__name__}. A model returns a stillroom Signal.")
+        return answer
 
     @torch.no_grad()
     def keep(self, batch: Batch) -> Kept:
@@ -89,7 +92,7 @@ def _check_rows(name: str, rows: Tensor, batch: Batch) -> None:
     if name.endswith("logits.values"):
         bad |= (rows == -torch.inf).all(-1, keepdim=True)  # every id impossible
     if bad.any():
-        row = int(bad.flatten(1).any(1).nonzero()[0, 0])
+        row = int(bad.reshape(len(bad), -1).any(1).nonzero()[0, 0])
         raise SignalError(
             f"the teacher's {name} for example {batch.ids[row]!r} hold NaN or infinity. Nothing can be learned from "
             "that: check this example, the teacher's weights and its precision."

@@ -73,15 +73,16 @@ def _mean(total: float, count: int) -> float | None:
 
 def _flat(logits: Logits, rows: Tensor) -> Logits:
     positions = len(logits.shape)
-    return logits.map(lambda tensor: tensor.detach().flatten(0, positions - 1)[rows.to(tensor.device)].cpu())
+    return logits.map(lambda tensor: tensor.detach().flatten(0, positions - 1)[rows.to(tensor.device)])
 
 
 def _dense(logits: Logits) -> Dense:
     """All ids, [n, V]: a tail spread evenly, draws as their frequencies."""
+    if isinstance(logits, Projected):  # computed where its head lies
+        return Dense(logits.compute().cpu())
+    logits = logits.map(Tensor.cpu)
     if isinstance(logits, Dense):
         return logits
-    if isinstance(logits, Projected):
-        return Dense(logits.compute().cpu())
     shape = (*logits.shape, logits.vocabulary)
     ids = logits.ids.long()
     if logits.sampled:

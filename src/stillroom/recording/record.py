@@ -73,8 +73,9 @@ def record(
     job = Job(teacher, examples, codecs, as_views(views), batch_size, check_batch_of(examples))
     check_request(job, shard_rows)
     header = job.header()
-    claim_folder(folder, MANIFEST, header | ({} if shard_rows is None else {"shard_rows": shard_rows}), "recording")
+    claimed = header if shard_rows is None else header | {"shard_rows": shard_rows}
     with _alone(folder):
+        claim_folder(folder, MANIFEST, claimed, "recording")
         manifest = _resumed(folder) or _started(job, folder, header, shard_rows)
         if manifest["complete"]:
             return Recording(folder)
@@ -173,11 +174,14 @@ def _fidelity(job: Job, manifest: dict[str, Any], shards: dict[int, Any]) -> dic
     batches = [b for block in _blocks(len(job), shard_rows) for b in _batches(*block, job.batch_size)]
     draw = np.random.default_rng(0)
     wanted = min(len(batches), max(4, -(-REASKED // job.batch_size)))
+    some = [batches[number] for number in np.sort(draw.choice(len(batches), wanted, replace=False))]
+    pool = np.concatenate([np.arange(start, stop) for start, stop in some])
+    keys = np.sort(draw.choice(pool, min(REASKED, len(pool)), replace=False))
     measured = Fidelity()
-    for number in sorted(draw.choice(len(batches), wanted, replace=False).tolist()):
-        start, stop = batches[number]
-        share = min(stop - start, -(-REASKED // wanted))
-        rows = np.sort(draw.choice(stop - start, share, replace=False))
+    for start, stop in some:
+        rows = keys[(keys >= start) & (keys < stop)] - start
+        if not len(rows):
+            continue
         batch = job.batch(start, stop)
         where, within = np.divmod(start + rows, shard_rows)
         arrays = gather(shards, where, within, (*manifest["signals"], "inputs"))
@@ -187,7 +191,7 @@ def _fidelity(job: Job, manifest: dict[str, Any], shards: dict[int, Any]) -> dic
         mask = None if batch.mask is None else batch.mask[chosen.to(batch.mask.device)]
         part = Batch(tuple(batch.ids[row] for row in rows), {}, mask=mask)
         measured.add(live, decode(job.codecs, arrays, manifest["facts"]), part)
-        measured.examples += share
+        measured.examples += len(rows)
     return measured.summary()
 
 

@@ -38,7 +38,7 @@ def round_to(tensor: Tensor, dtype: str, what: str, keys: Sequence[Key]) -> Tens
     if what.endswith("logits"):
         lost &= tensor > 0
     if lost.any():
-        row = int(lost.flatten(1).any(1).nonzero()[0, 0])
+        row = int(lost.reshape(len(lost), -1).any(1).nonzero()[0, 0])
         raise SignalError(
             f"example {keys[row][0]!r}: the teacher's {what} reach {tensor[row].abs().max():.4g}, beyond {dtype} "
             f"(largest {torch.finfo(rounded.dtype).max:.4g}). Keep them as bfloat16 or float32."

@@ -1,0 +1,476 @@
+"""A recording answers as the teacher did, or refuses and says why: never a silently wrong target."""
+
+import dataclasses
+import errno
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import stillroom.files
+from recording_fakes import SOMEONE, Rows, Teacher, digest_files, flipped, linear
+from stillroom.digests import key_hash
+from stillroom.errors import (
+    DataError,
+    FolderError,
+    MissingFileError,
+    PairError,
+    RecordingError,
+    ShapeError,
+    SignalError,
+    UsageError,
+)
+from stillroom.network import Columns, answer
+from stillroom.recording import Everything, Features, Sampled, TopK, open_recording, record
+from stillroom.types import Dense, Identity, Model, Signal
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """A small recording: 20 examples in shards of 8, with the teacher and examples that made it."""
+    teacher, examples = Teacher(linear()), Rows.make(20)
+    folder = tmp_path / "recording"
+    return record(teacher, examples, folder, batch_size=5, shard_rows=8, progress=False), teacher, examples, folder
+
+
+def again(teacher, examples, folder, *args, **rest):
+    return record(teacher, examples, folder, *args, batch_size=5, shard_rows=8, progress=False, **rest)
+
+
+class Net:
+    """A real network in its batches: matmuls may differ in the last bit between batch sizes."""
+
+    def __init__(self):
+        self.net = torch.nn.Sequential(torch.nn.Linear(6, 32), torch.nn.Dropout(0.5), torch.nn.Linear(32, 10)).eval()
+
+    def __call__(self, batch):
+        return answer(self.net, batch, Columns(), features=("0",))
+
+
+# ---- it answers as the teacher did
+
+
+def test_a_recording_is_a_model_and_equals_the_live_teacher_exactly(asked):
+    recording, teacher, examples, _ = asked
+    assert isinstance(recording, Model)
+    batch = examples.batch([19, 3, 8, 0, 3])
+    assert torch.equal(recording(batch).logits.values, teacher(batch).logits.values)
+    assert len(recording) == 20
+    assert recording.identity == SOMEONE
+    assert recording.views is None
+    assert recording.codecs == (Everything(),)
+
+
+def test_a_networks_answers_and_features_are_recorded_bit_for_bit(tmp_path):
+    teacher, examples = Net(), Rows.make(10)
+    recording = record(teacher, examples, tmp_path, batch_size=5, progress=False)
+    for start in (0, 5):
+        batch = examples.batch(range(start, start + 5))
+        live, kept = teacher(batch), recording(batch)
+        assert torch.equal(live.logits.values, kept.logits.values)
+        assert torch.equal(live.features["0"], kept.features["0"])
+        assert not kept.logits.values.requires_grad
+    assert recording.manifest["fidelity"] == {
+        "examples": 10, "kl": 0.0, "total_variation": 0.0, "largest_difference": 0.0,
+    }  # fmt: skip
+
+
+def test_ensemble_parts_come_back_by_name(tmp_path):
+    one, two = linear(seed=1), linear(seed=2)
+    both = Teacher(lambda x: Signal(logits=one(x).logits, parts={"org/one": one(x), "two": two(x)}))
+    examples = Rows.make(9)
+    kept = record(both, examples, tmp_path, progress=False)(examples.batch([4, 1]))
+    assert list(kept.parts) == ["org/one", "two"]
+    assert torch.equal(kept.parts["two"].logits.values, two(examples.x[[4, 1]]).logits.values)
+
+
+def test_positions_and_values_have_their_shapes(tmp_path):
+    sequence = Teacher(lambda x: Signal(logits=Dense(x[..., None] * torch.arange(7)), values=x[:, :2]))
+    examples = Rows.make(9)
+    kept = record(sequence, examples, tmp_path, (TopK(3)), progress=False)(examples.batch([4, 1]))
+    assert kept.logits.ids.shape == (2, 6, 3)
+    assert kept.values is None
+
+
+def test_views_are_replayed_from_their_seeds(tmp_path):
+    teacher, examples = Teacher(linear()), Rows.make(11, augment=flipped)
+    recording = record(teacher, examples, tmp_path, views=3, batch_size=4, shard_rows=7, progress=False)
+    assert recording.views == (0, 1, 2)
+    assert len(recording) == 33
+    batch = examples.batch([10, 2, 2, 5], [2, 0, 1, 2])
+    assert torch.equal(recording(batch).logits.values, teacher(batch).logits.values)
+
+
+def test_named_view_seeds_are_the_ones_recorded(tmp_path):
+    examples = Rows.make(4, augment=flipped)
+    recording = record(Teacher(linear()), examples, tmp_path, views=(5, 2), progress=False)
+    assert recording.views == (5, 2)
+    recording(examples.batch([0], [5]))
+    with pytest.raises(RecordingError, match=r"'row-0' is not recorded in view 0.*2 views \(5, 2\)"):
+        recording(examples.batch([0], [0]))
+
+
+@pytest.mark.parametrize("views", [0, (), (1, 1), (-1,), 2**60 and (2**60,)])
+def test_view_seeds_that_cannot_be_used_are_refused(tmp_path, views):
+    with pytest.raises(UsageError, match="views="):
+        record(Teacher(linear()), Rows.make(2), tmp_path, views=views, progress=False)
+
+
+def test_a_recording_can_be_recorded_smaller(asked, tmp_path):
+    recording, teacher, examples, _ = asked
+    smaller = record(recording, examples, tmp_path / "small", TopK(3), progress=False)
+    assert smaller.identity == teacher.identity
+    direct = record(teacher, examples, tmp_path / "direct", TopK(3), progress=False)
+    batch = examples.batch([0, 7])
+    assert torch.equal(smaller(batch).logits.log_probs, direct(batch).logits.log_probs)
+
+
+# ---- the defects of other caches, by name
+
+
+def test_haitongli_answers_to_unaugmented_inputs_do_not_serve_augmented_ones(asked):
+    """haitongli#23: logits of the plain images were the targets of randomly cropped ones."""
+    recording, _, examples, _ = asked
+    augmented = dataclasses.replace(examples, augment=flipped)
+    with pytest.raises(RecordingError, match=r"'row-3' in view 1: the input differs .* record again.*views=None"):
+        recording(augmented.batch([3], [1]))
+
+
+def test_an_unaugmented_recording_serves_view_seeds_that_change_nothing(asked):
+    recording, teacher, examples, _ = asked
+    batch = examples.batch([3], [9])
+    assert torch.equal(recording(batch).logits.values, teacher(batch).logits.values)
+
+
+def test_torchdistill_an_index_alone_does_not_name_an_answer(asked):
+    """Torchdistill caches by row number: reordered, edited or differently preprocessed rows got others' answers."""
+    recording, teacher, examples, _ = asked
+    reordered = examples.take([5, 4, 3, 2, 1, 0])
+    batch = reordered.batch([0, 1, 2])
+    assert torch.equal(recording(batch).logits.values, teacher(batch).logits.values)
+    edited = dataclasses.replace(examples, x=examples.x.clone())
+    edited.x[4, 0] += 1e-6
+    with pytest.raises(RecordingError, match=r"'row-4' .*the input differs"):
+        recording(edited.batch([3, 4]))
+    with pytest.raises(RecordingError, match="the input differs"):
+        recording(dataclasses.replace(examples, x=examples.x * 2).batch([0]))
+
+
+def test_tinyvit_the_teacher_is_known_by_its_weights(asked):
+    """TinyViT's caches hold no teacher fingerprint: another checkpoint's answers could not be told apart."""
+    recording, teacher, examples, folder = asked
+    retrained = Teacher(linear(seed=2), Identity("teacher", digest="b" * 64))
+    with pytest.raises(PairError, match=r"a{64}.*b{64}"):
+        recording.check(teacher=retrained)
+    recording.check(teacher=teacher)
+    before = digest_files(folder)
+    with pytest.raises(FolderError, match=r"already holds another recording .*teacher"):
+        again(retrained, examples, folder)
+    assert digest_files(folder) == before
+
+
+def test_tinyvit_the_tail_is_kept():
+    """TinyViT stores K probabilities and no tail; here the tail's mass is an array of its own."""
+    kept = TopK(2).encode(Signal(logits=Dense(torch.zeros(1, 8))), [("a", -1)])
+    assert kept.rows["logits.rest"].exp().item() == pytest.approx(0.75)
+
+
+def test_a_changed_augmentation_is_found_out(tmp_path):
+    examples = Rows.make(6, augment=flipped)
+    recording = record(Teacher(linear()), examples, tmp_path, views=2, progress=False)
+    changed = dataclasses.replace(examples, augment=lambda x, view: x + view)
+    with pytest.raises(RecordingError, match=r"'row-2' in view 1: the input differs"):
+        recording(changed.batch([2], [1]))
+
+
+# ---- what does not belong together
+
+
+def test_other_data_is_refused_with_both_digests_and_a_subset_passes(asked):
+    recording, _, examples, _ = asked
+    recording.check(examples=examples)
+    recording.check_data(examples.take([4, 17, 0]))
+    edited = dataclasses.replace(examples.take(range(9)), x=examples.x[:9] + 1)
+    with pytest.raises(PairError, match=r"digest [0-9a-f]{64} \(20 rows\) there, [0-9a-f]{64} \(9 rows\) now.*'row-0'"):
+        recording.check_data(edited)
+    with pytest.raises(PairError, match="'row-20' is not in"):
+        recording.check_data(Rows.make(21))
+
+
+def test_a_subset_of_augmented_data_passes(tmp_path):
+    examples = Rows.make(6, augment=flipped)
+    recording = record(Teacher(linear()), examples, tmp_path, views=(3, 4), progress=False)
+    recording.check_data(examples.take([5, 1]))
+
+
+def test_another_class_order_is_refused_and_both_are_shown(tmp_path):
+    teacher = Teacher(linear(classes=2), Identity("teacher", digest="a" * 64, classes=("cat", "dog")))
+    recording = record(teacher, Rows.make(5, classes=("cat", "dog")), tmp_path / "right", progress=False)
+    assert recording.classes == ("cat", "dog")
+    assert open_recording(tmp_path / "right").identity == teacher.identity
+    recording.check(classes=("cat", "dog"))
+    with pytest.raises(PairError, match=r"\['cat', 'dog'\].*\['dog', 'cat'\]"):
+        recording.check(classes=["dog", "cat"])
+    with pytest.raises(PairError, match=r"\['cat', 'dog'\].*\['dog', 'cat'\]"):
+        record(teacher, Rows.make(5, classes=("dog", "cat")), tmp_path / "wrong", progress=False)
+
+
+def test_missing_examples_and_views_are_named(asked, tmp_path):
+    recording, _, examples, _ = asked
+    with pytest.raises(RecordingError, match=r"'row-21' is not in .*20 examples of 'rows'"):
+        recording(Rows.make(22).batch([0, 21]))
+    viewed = record(Teacher(linear()), examples, tmp_path / "views", views=2, progress=False)
+    with pytest.raises(RecordingError, match=r"'row-1' is not recorded in view 2; .* 2 views \(0, 1\)"):
+        viewed(examples.batch([1], [2]))
+    with pytest.raises(RecordingError, match="'row-1' is not recorded without augmentation"):
+        viewed(examples.batch([1]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"keep": TopK(2)}, {"views": 2}, {"batch_size": 4}, {"shard_rows": 9}, {"examples": Rows.make(21)}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_folder_of_another_recording_is_refused_and_untouched(asked, change):
+    _, teacher, examples, folder = asked
+    before = digest_files(folder)
+    settings = {"examples": examples, "batch_size": 5, "shard_rows": 8, "progress": False, **change}
+    with pytest.raises(FolderError, match="already holds another recording"):
+        record(teacher, folder=folder, **settings)
+    assert digest_files(folder) == before
+
+
+# ---- answers that cannot be used
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("codec", [Everything(), TopK(2), Sampled(2)], ids=str)
+def test_nan_and_infinite_logits_name_the_example(tmp_path, number, codec):
+    examples = Rows.make(9)
+    examples.x[6, 2] = number
+    with pytest.raises(SignalError, match=r"logits\S* for example 'row-6' hold NaN or infinity"):
+        record(Teacher(linear()), examples, tmp_path, codec, batch_size=4, progress=False)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_nan_and_infinite_values_and_features_name_the_example(tmp_path, number):
+    spoilt = torch.ones(9, 2)
+    spoilt[6, 1] = number
+    examples = dataclasses.replace(Rows.make(9), x=spoilt)
+    with pytest.raises(SignalError, match="values for example 'row-6'"):
+        record(Teacher(lambda x: Signal(values=x)), examples, tmp_path / "a", batch_size=4, progress=False)
+    with pytest.raises(SignalError, match="features/h for example 'row-6'"):
+        record(Teacher(lambda x: Signal(features={"h": x})), examples, tmp_path / "b", Features("h"), progress=False)
+
+
+def test_minus_infinity_is_a_logit_but_a_row_of_it_is_not(tmp_path):
+    examples = Rows.make(3)
+    some = Teacher(lambda x: Signal(logits=Dense(x.masked_fill(torch.arange(6) > 2, -torch.inf))))
+    record(some, examples, tmp_path / "some", progress=False)
+    none = Teacher(lambda x: Signal(logits=Dense(x.masked_fill(x == examples.x[1], -torch.inf))))
+    with pytest.raises(SignalError, match="'row-1'"):
+        record(none, examples, tmp_path / "all", progress=False)
+
+
+def test_more_entries_than_classes_is_found_before_anything_is_written(tmp_path):
+    with pytest.raises(UsageError, match=r"TopK\(11\).*10 logits"):
+        record(Teacher(linear()), Rows.make(3), tmp_path / "r", TopK(11), progress=False)
+    assert not (tmp_path / "r" / "manifest.json").exists()
+
+
+def test_a_teacher_in_training_mode_is_refused(tmp_path):
+    teacher = Net()
+    teacher.net.train()
+    with pytest.raises(SignalError, match=r"training mode.*\.eval\(\)"):
+        record(teacher, Rows.make(3), tmp_path, progress=False)
+
+
+def test_answers_of_changing_shape_are_refused(tmp_path):
+    teacher = Teacher(lambda x: Signal(values=x[:, : 3 if len(x) == 4 else 2]))
+    with pytest.raises(ShapeError, match="'row-4' on have another form"):
+        record(teacher, Rows.make(6), tmp_path, batch_size=4, progress=False)
+
+
+def test_an_augmentation_that_is_not_drawn_from_the_seed_is_found_out(tmp_path):
+    examples = Rows.make(6, augment=lambda x, view: x + torch.rand(()))
+    with pytest.raises(DataError, match="other inputs when it was asked for again"):
+        record(Teacher(linear()), examples, tmp_path, views=1, progress=False)
+
+
+def test_ids_that_occur_twice_are_refused(tmp_path):
+    examples = dataclasses.replace(Rows.make(3), ids=("a", "b", "a"))
+    with pytest.raises(DataError, match="'a' occurs twice"):
+        record(Teacher(linear()), examples, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"shard_rows": 0}, {"keep": ()}, {"keep": "everything"}])
+def test_wrong_use_is_refused(tmp_path, arguments):
+    with pytest.raises(UsageError):
+        record(Teacher(linear()), Rows.make(3), tmp_path, progress=False, **arguments)
+
+
+def test_a_teacher_must_answer_with_a_signal(tmp_path):
+    with pytest.raises(SignalError, match="returned Tensor"):
+        record(lambda batch: batch.inputs["x"], Rows.make(3), tmp_path, progress=False)
+
+
+# ---- damage
+
+
+def shard(folder, number):
+    return folder / "shards" / f"{number:05d}.safetensors"
+
+
+def test_a_missing_or_truncated_shard_is_named_when_the_recording_is_opened(asked):
+    _, teacher, examples, folder = asked
+    whole = digest_files(folder)
+    content = shard(folder, 1).read_bytes()
+    shard(folder, 1).write_bytes(content[:-1])
+    with pytest.raises(RecordingError, match=r"00001\.safetensors is damaged"):
+        open_recording(folder)
+    shard(folder, 1).unlink()
+    with pytest.raises(RecordingError, match=r"00001\.safetensors is missing"):
+        open_recording(folder)
+    again(teacher, examples, folder)
+    assert digest_files(folder) == whole
+
+
+@pytest.mark.parametrize("place", [0, 3, 20, -1, -200])
+def test_one_flipped_bit_names_its_shard_when_it_is_first_touched(asked, place):
+    _, teacher, examples, folder = asked
+    whole = digest_files(folder)
+    content = bytearray(shard(folder, 1).read_bytes())
+    content[place] ^= 1
+    shard(folder, 1).write_bytes(content)
+    recording = open_recording(folder)
+    recording(examples.batch([0, 7, 16]))
+    with pytest.raises(RecordingError, match=r"00001\.safetensors is damaged"):
+        recording(examples.batch([0, 9]))
+    shard(folder, 1).unlink()
+    again(teacher, examples, folder)
+    assert digest_files(folder) == whole
+
+
+def test_the_index_is_rebuilt_when_missing_stale_or_unreadable(asked):
+    _, _, examples, folder = asked
+    whole = digest_files(folder)
+    index = folder / "index.safetensors"
+    for damage in (index.unlink, lambda: index.write_bytes(b"nonsense"), lambda: index.write_bytes(b"")):
+        damage()
+        open_recording(folder)(examples.batch([0, 19]))
+        assert digest_files(folder) == whole
+
+
+def test_an_index_that_points_elsewhere_is_not_believed(asked):
+    recording, _, examples, _ = asked
+    recording._index = dataclasses.replace(recording._index, rows=np.roll(recording._index.rows, 1))
+    with pytest.raises(RecordingError, match="is wrong about example"):
+        recording(examples.batch([0]))
+
+
+def test_an_unfinished_recording_does_not_open(asked):
+    _, _, _, folder = asked
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"complete": False}))
+    with pytest.raises(RecordingError, match=r"incomplete.*Resume with record"):
+        open_recording(folder)
+
+
+def test_a_folder_without_a_recording_says_so(tmp_path):
+    with pytest.raises(MissingFileError, match="holds no recording"):
+        open_recording(tmp_path)
+
+
+def test_a_full_disk_leaves_no_half_file_and_what_was_recorded_resumes(tmp_path, monkeypatch):
+    teacher, examples = Teacher(linear()), Rows.make(20)
+    again(teacher, examples, tmp_path / "whole")
+    calls = []
+
+    def full(file):
+        calls.append(file)
+        if len(calls) == 3:  # the manifest, the first shard, the second shard
+            raise OSError(errno.ENOSPC, "No space left on device")
+        os.stat(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stillroom.files.os, "fsync", full)
+        with pytest.raises(RecordingError, match=r"00001\.safetensors could not be written \(No space left"):
+            again(teacher, examples, tmp_path / "r")
+    assert not list((tmp_path / "r").rglob("*.tmp"))
+    assert [path.name for path in (tmp_path / "r" / "shards").iterdir()] == ["00000.safetensors"]
+    again(teacher, examples, tmp_path / "r")
+    assert digest_files(tmp_path / "r") == digest_files(tmp_path / "whole")
+
+
+# ---- the numbers
+
+
+def test_fidelity_of_top_k_spreads_the_tail_evenly(tmp_path):
+    """By hand: p = (0.5, 0.3, 0.15, 0.05); kept 0.5 and 0.3, the tail 0.2 becomes 0.1 + 0.1."""
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    teacher = Teacher(lambda x: Signal(logits=Dense(p.log().expand(len(x), 4))))
+    found = record(teacher, Rows.make(5), tmp_path, TopK(2), progress=False).manifest["fidelity"]
+    kl = 0.15 * np.log(1.5) + 0.05 * np.log(0.5)
+    assert found["kl"] == pytest.approx(kl, rel=1e-5)
+    assert found["total_variation"] == pytest.approx(0.05, rel=1e-5)
+    assert found["largest_difference"] is None
+    assert found["examples"] == 5
+
+
+def test_fidelity_of_draws_is_their_total_variation_without_a_kl(tmp_path):
+    teacher = Teacher(lambda x: Signal(logits=Dense(torch.zeros(len(x), 2))))
+    found = record(teacher, Rows.make(64), tmp_path, Sampled(1), progress=False).manifest["fidelity"]
+    assert found["kl"] is None
+    assert found["total_variation"] == pytest.approx(0.5)
+
+
+def test_fidelity_of_rounded_values_is_their_largest_difference(tmp_path):
+    teacher = Teacher(lambda x: Signal(values=torch.full((len(x), 2), 1.0 + 2**-10)))
+    found = record(teacher, Rows.make(3), tmp_path, Everything("bfloat16"), progress=False).manifest["fidelity"]
+    assert found == {"examples": 3, "kl": None, "total_variation": None, "largest_difference": 2**-10}
+
+
+def test_the_same_request_writes_the_same_bytes_and_a_finished_one_asks_nothing(asked, tmp_path):
+    _, teacher, examples, folder = asked
+    again(teacher, examples, tmp_path / "second")
+    assert digest_files(folder) == digest_files(tmp_path / "second")
+
+    def silent(x):
+        raise AssertionError("asked again")
+
+    again(Teacher(silent, teacher.identity), examples, folder)
+
+
+def test_reading_speed(tmp_path, capsys):
+    """Prints rows per second; no bar, for machines differ."""
+    count, size = 20_000, 256
+    examples = Rows.make(count, width=16)
+    weight = torch.randn(10, 16)
+    teacher = Teacher(lambda x: Signal(logits=Dense(x @ weight.T)))
+    recording = record(teacher, examples, tmp_path, TopK(4), progress=False)
+    order = torch.randperm(count).tolist()
+    batches = [examples.batch(order[start : start + size]) for start in range(0, count, size)]
+    for batch in batches:
+        recording(batch)
+
+    def rate(run):
+        start = time.perf_counter()
+        for batch in batches:
+            run(batch)
+        return count / (time.perf_counter() - start)
+
+    whole = rate(recording)
+    found = [recording._find(batch) for batch in batches]
+    from stillroom.recording.shards import gather
+
+    start = time.perf_counter()
+    for rows in found:
+        numbers, within = np.divmod(rows, recording.manifest["shard_rows"])
+        gather(recording._shards, numbers, within, recording._names)
+    raw = count / (time.perf_counter() - start)
+    hashed = rate(lambda batch: [key_hash(name, -1) for name in batch.ids])
+    with capsys.disabled():
+        print(f"\nrecording: {whole:,.0f} rows/s checked, {raw:,.0f} rows/s gathered, {hashed:,.0f} keys/s hashed")
