@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import rfc8785
 import torch
 from torch import Tensor
 
-from stillroom.types import Batch, Column, Examples
+from stillroom.types import UNLABELLED, Column, Examples
 
 PIECE = 1 << 20
 
@@ -69,24 +69,35 @@ def input_fingerprints(inputs: Mapping[str, Column]) -> np.ndarray:
 
 
 def examples_digest(examples: Examples, batch_size: int = 512) -> str:
-    """sha256 over (id, fingerprint of the unaugmented inputs) in order: the data, without its labels."""
-    total = hashlib.sha256()
+    """The ``digest`` of ``data_description``: the data, without its labels."""
+    return str(data_description(examples, batch_size)["digest"])
+
+
+def data_description(examples: Examples, batch_size: int = 512) -> dict[str, Any]:
+    """What is known of the data: name, digest, rows, licence, source, labelled rows and the labels' digest.
+
+    ``digest`` is sha256 over (id, fingerprint of the unaugmented inputs) in order, without the labels;
+    ``labels_digest`` is sha256 over (id, label), null when nothing is labelled. 'unknown' is said openly.
+    """
+    inputs, labels, labelled = hashlib.sha256(), hashlib.sha256(), 0
     for start in range(0, len(examples), batch_size):
         batch = examples.batch(range(start, min(start + batch_size, len(examples))), None)
         for name, fingerprint in zip(batch.ids, input_fingerprints(batch.inputs), strict=True):
-            total.update(f"{name}|{int(fingerprint):016x}\n".encode())
-    return total.hexdigest()
-
-
-def labels_digest(batches: Sequence[Batch]) -> str:
-    """sha256 over (id, label) of labelled batches."""
-    total = hashlib.sha256()
-    for batch in batches:
-        if batch.labels is None:
-            continue
-        for name, label in zip(batch.ids, batch.labels, strict=True):
-            total.update(f"{name}|".encode() + _tensor_bytes(label))
-    return total.hexdigest()
+            inputs.update(f"{name}|{int(fingerprint):016x}\n".encode())
+        if batch.labels is not None:
+            unknown = batch.labels.isnan() if batch.labels.is_floating_point() else batch.labels == UNLABELLED
+            labelled += int((~unknown).reshape(len(batch), -1).any(1).sum())
+            for name, label in zip(batch.ids, batch.labels, strict=True):
+                labels.update(f"{name}|".encode() + _tensor_bytes(label))
+    return {
+        "name": getattr(examples, "name", "unnamed"),
+        "digest": inputs.hexdigest(),
+        "rows": len(examples),
+        "licence": getattr(examples, "licence", "unknown"),
+        "source": getattr(examples, "source", "unknown"),
+        "labelled": labelled,
+        "labels_digest": labels.hexdigest() if labelled else None,
+    }
 
 
 def key_hash(name: str, view: int) -> int:

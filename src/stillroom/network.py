@@ -54,7 +54,8 @@ def captured(net: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]
     output, the first tensor is kept. Raises UsageError with the nearest name for a path that is not in the network.
     """
     caught: dict[str, Tensor] = {}
-    modules = dict(net.named_modules())
+    inner = net.module if isinstance(net, nn.parallel.DistributedDataParallel) else net
+    modules = dict(inner.named_modules())
     hooks = []
 
     def hook_for(path: str) -> Callable[..., None]:

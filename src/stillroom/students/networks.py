@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from stillroom import settings
 from stillroom.digests import file_digest, state_digest
 from stillroom.errors import FolderError, MissingFileError, UsageError
-from stillroom.files import read_json, write_json
+from stillroom.files import read_json, write_bytes, write_json
 from stillroom.network import Adapter, Answers, Columns, answer
 from stillroom.types import Batch, Column, Identity, Signal
 
@@ -110,14 +110,9 @@ def _as_batch(inputs: Mapping[str, Column]) -> Batch:
     return Batch(ids=tuple(str(i) for i in range(count)), inputs=columns)
 
 
-def save_student(student: Student, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
-    """Write model.safetensors and student.json. ``extra`` joins student.json (what trained it)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.net.state_dict().items()}
-    temporary = folder / (WEIGHTS + ".tmp")
-    save_file(state, temporary)
-    temporary.replace(folder / WEIGHTS)
-    config = {
+def describe_student(student: Student) -> dict[str, Any]:
+    """How to rebuild the student, as plain JSON: the part of student.json that is known before training."""
+    return {
         "format": "stillroom-student/1",
         "name": student.name,
         "answers": student.answers,
@@ -126,9 +121,15 @@ def save_student(student: Student, folder: Path, extra: Mapping[str, Any] | None
         "source": settings.describe(student.source) if student.source else None,
         "adapter": settings.describe(student.adapter),
         "parameters": sum(p.numel() for p in student.net.parameters()),
-        "content_digest": state_digest(state),
-        **(extra or {}),
     }
+
+
+def save_student(student: Student, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
+    """Write model.safetensors and student.json. ``extra`` joins student.json (what trained it)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.net.state_dict().items()}
+    write_bytes(folder / WEIGHTS, save(state))
+    config = {**describe_student(student), "content_digest": state_digest(state), **(extra or {})}
     write_json(folder / CONFIG, config)
 
 

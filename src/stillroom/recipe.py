@@ -1,0 +1,330 @@
+"""A recipe: YAML <-> checked settings. Names of functions become functions; nothing is run here."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stillroom import settings
+from stillroom.digests import file_digest
+from stillroom.errors import FolderError, MissingFileError, UsageError, nearest
+
+# The names that a recipe may use without saying where they live. Anything else is 'module:name' or 'my_file.py:name'.
+DATA = {
+    "csv": "stillroom.data.tables:from_csv",
+    "jsonl": "stillroom.data.tables:from_jsonl",
+    "parquet": "stillroom.data.tables:from_parquet",
+    "numpy": "stillroom.data.arrays:from_numpy",
+    "images": "stillroom.data.images:from_image_folder",
+}
+TEACHERS = {
+    "encoder_with_head": "stillroom.teachers.transformers:encoder_with_head",
+    "sequence_classifier": "stillroom.teachers.transformers:sequence_classifier",
+    "network": "stillroom.teachers.networks:from_factory",
+    "run": "stillroom.teachers.networks:from_run",
+}
+STUDENTS = {
+    "mlp": "stillroom.students.architectures:mlp",
+    "small_cnn": "stillroom.students.architectures:small_cnn",
+    "bag_of_words": "stillroom.students.architectures:bag_of_words",
+}
+BASELINES = {"tfidf_svm": "stillroom.students.classic:tfidf_svm", "linear": "stillroom.students.classic:linear"}
+ADAPTERS = {"columns": "stillroom.network:Columns", "words": "stillroom.students.words:fit_words"}
+OBJECTIVES = {
+    "soft_targets": "stillroom.objectives:SoftTargets",
+    "hard_labels": "stillroom.objectives:HardLabels",
+    "match_values": "stillroom.objectives:MatchValues",
+    "match_features": "stillroom.features:MatchFeatures",
+    "match_relations": "stillroom.features:MatchRelations",
+}
+KEEPS = {
+    "everything": "stillroom.recording.codecs:Everything",
+    "top_k": "stillroom.recording.codecs:TopK",
+    "sampled": "stillroom.recording.codecs:Sampled",
+    "features": "stillroom.recording.codecs:Features",
+}
+VIEWS = {
+    "shift": "stillroom.data.views:Shift",
+    "flip": "stillroom.data.views:Flip",
+    "noise": "stillroom.data.views:Noise",
+    "word_dropout": "stillroom.data.views:WordDropout",
+}
+
+
+class Strict(BaseModel):
+    """Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Use(BaseModel):
+    """A function or class by name, and its arguments beside it: {use: NAME, argument: value, ...}."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: str = Field(description="a built-in name, 'module:name', or 'my_file.py:name' (looked up beside the recipe)")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class StudentUse(Use):
+    """The student's network and how raw columns reach it."""
+
+    adapter: Use | None = Field(None, description="from raw columns to the network's tensors; default: the columns")
+    answers: Literal["logits", "values"] = "logits"
+
+
+class Labels(Strict):
+    """Keep this many labels of the training rows; the rest becomes the unlabelled pool."""
+
+    count: int = Field(gt=0)
+    seed: int = 0
+
+
+class Split(Strict):
+    """Shares of one source; the test share is never used for a choice."""
+
+    train: float = 0.8
+    validation: float = 0.0
+    test: float = 0.2
+    seed: int = 0
+
+
+class Data(Strict):
+    """Either train and test, or one source and a split."""
+
+    train: Use | None = None
+    test: Use | None = None
+    source: Use | None = None
+    split: Split | None = None
+    labels: Labels | None = Field(None, description="a label budget; default: all labels stay")
+    views: Use | None = Field(None, description="a seeded augmentation")
+    duplicates: Literal["drop", "refuse", "allow"] = Field(
+        "drop", description="training rows that stand in the test set too"
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Data:
+        if (self.source is None) == (self.train is None or self.test is None):
+            raise ValueError("give either 'train' and 'test', or 'source' (with 'split')")
+        return self
+
+
+class Record(Strict):
+    """What is kept of the teacher's answers."""
+
+    keep: list[Use] = [Use(use="everything")]
+    views: int | None = Field(None, ge=1, description="recorded views of each example; needs data.views")
+    batch_size: int = Field(64, gt=0)
+
+
+class Alone(Strict):
+    """The control: the same student and budget without the teacher."""
+
+    objective: Use = Use(use="hard_labels")
+
+
+class Evaluate(Strict):
+    """The scoreboard."""
+
+    metric: str | None = Field(None, description="the headline; default: the first of metrics")
+    metrics: list[str] | None = None
+    replicates: int = Field(1000, ge=10, description="bootstrap replicates")
+
+
+class Export(Strict):
+    """One artefact."""
+
+    target: str = "onnx"
+    precision: str = "fp32"
+
+
+class Recipe(Strict):
+    """One distillation from data to passport."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    about: str = ""
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    data: Data
+    teacher: Use
+    record: Record = Record()
+    student: StudentUse
+    learn_from: Literal["all", "unlabelled"] = Field("all", description="the training rows that the student sees")
+    objective: Use | dict[str, float] | list[Any] = Use(use="soft_targets")
+    alone: Alone | None = Alone()
+    baseline: Use | None = None
+    fit: dict[str, Any] = Field(default_factory=dict, description="the fields of stillroom.Plan")
+    trackers: list[str] = []
+    evaluate: Evaluate = Evaluate()
+    export: list[Export] = []
+    threads: int | None = Field(None, gt=0, description="torch threads; default: torch's own choice")
+    files: dict[str, str] = Field(default_factory=dict, description="sha256 of the user's own files, when resolved")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Path]:
+    """The checked recipe of a YAML file and the folder that its files are looked up from.
+
+    ``overrides``: 'fit.learning_rate=1e-4', values in YAML. Raises UsageError with the nearest name for a misspelt key.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "recipe.yaml"
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist. Give the path of a recipe (YAML) or of a run's folder.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds {type(content).__name__}, not a recipe (a mapping with 'name', 'data', ...).")
+    for override in overrides:
+        _set(content, override)
+    return check_recipe(content, str(path)), path.parent
+
+
+def check_recipe(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A Recipe, or a UsageError of one line that says which key, what was found, and the nearest known name."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(problem["loc"][:-1])
+            raise UsageError(f"{where}: unknown key {place!r}{nearest(str(problem['loc'][-1]), known)}") from None
+        found = f" (found {problem['input']!r})" if not isinstance(problem["input"], dict) else ""
+        raise UsageError(f"{where}: {place or 'recipe'}: {problem['msg']}{found}.") from None
+
+
+def _known_keys(location: Sequence[Any]) -> list[str]:
+    model: Any = Recipe
+    for part in location:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        if field is None:
+            continue
+        kinds = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_model(kind)]
+        model = kinds[0] if kinds else model
+    return list(model.model_fields)
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise UsageError(f"--set {override!r}: write key=value, such as fit.learning_rate=1e-4.")
+    *path, last = key.split(".")
+    place: Any = content
+    for part in path:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise UsageError(f"--set {override!r}: {part!r} holds no keys.")
+    parsed = yaml.safe_load(value)
+    if isinstance(parsed, str):  # YAML 1.1 reads 1e-4 as text
+        with contextlib.suppress(ValueError):
+            parsed = float(parsed)
+    place[last] = parsed
+
+
+def function_of(use: Use, known: Mapping[str, str], folder: Path, what: str) -> Callable[..., Any]:
+    """The function that a ``use`` names. Raises UsageError with the nearest built-in name."""
+    if use.use in known:
+        return settings.resolve(known[use.use])
+    if ":" not in use.use:
+        raise UsageError(f"unknown {what} {use.use!r}{nearest(use.use, known)} Or write 'my_file.py:function'.")
+    return settings.resolve(use.use, folder)
+
+
+def call(use: Use, known: Mapping[str, str], folder: Path, what: str, offered: Mapping[str, Any] | None = None) -> Any:
+    """Call what ``use`` names with its arguments, and with what of ``offered`` it has a free parameter for."""
+    function = function_of(use, known, folder, what)
+    arguments = complete(use, function, what, offered)
+    try:
+        return function(**arguments)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise UsageError(f"{what} {use.use!r}: {error}.") from None
+
+
+def complete(
+    use: Use, function: Callable[..., Any], what: str, offered: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The arguments of a call. Raises UsageError for one that the function does not take, with the nearest name."""
+    parameters = inspect.signature(function).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in use.arguments:
+        if name not in parameters and not takes_any:
+            known = [p for p in parameters if p not in (offered or {})]
+            raise UsageError(f"{what} {use.use!r} takes no {name!r}{nearest(name, known)}")
+    extra = {name: value for name, value in (offered or {}).items() if name in parameters and name not in use.arguments}
+    return {**use.arguments, **extra}
+
+
+def resolved(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with nothing left to a default: arguments filled in, own files named from here, with their digests."""
+    files: dict[str, str] = {}
+    table = {"teacher": TEACHERS, "student": STUDENTS, "baseline": BASELINES, "adapter": ADAPTERS, "views": VIEWS}
+    table |= {"train": DATA, "test": DATA, "source": DATA, "keep": KEEPS, "objective": OBJECTIVES}
+
+    def walk(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            value = {k: walk(v, k if not k.isdigit() else key) for k, v in value.items()}
+            return fill(value, key) if isinstance(value.get("use"), str) else value
+        return [walk(item, key) for item in value] if isinstance(value, list) else value
+
+    def fill(value: dict[str, Any], key: str) -> dict[str, Any]:
+        place, _, name = value["use"].rpartition(":")
+        if place.endswith(".py"):
+            path = folder / place if (folder / place).is_file() else Path(place)
+            here = Path(os.path.relpath(path)).as_posix()
+            files[here] = file_digest(path) if path.is_file() else "missing"
+            value["use"] = f"{here}:{name}"
+        known = table.get(key, {})
+        if value["use"] not in known and not place:
+            return value
+        function = function_of(Use(use=value["use"]), known, folder, key)
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.default is not parameter.empty and _plain(parameter.default):
+                value.setdefault(parameter.name, settings.describe(parameter.default))
+        return value
+
+    content = walk(recipe.model_dump(mode="json"), "recipe")
+    return Recipe.model_validate({**content, "files": dict(sorted(files.items()))})
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_plain(item) for item in value)
+    return isinstance(value, str | bool | int | float)
+
+
+def keep_recipe(recipe: Recipe, run_folder: Path) -> None:
+    """Write recipe.yaml into the run's folder. A folder with another recipe is refused, and nothing in it changes."""
+    path = run_folder / "recipe.yaml"
+    content = recipe.model_dump(mode="json")
+    if path.exists():
+        found = yaml.safe_load(path.read_text())
+        different = [key for key in content if content[key] != (found or {}).get(key)]
+        if different:
+            raise FolderError(
+                f"{run_folder} holds a run of another recipe (different: {', '.join(different)}). Nothing was changed. "
+                "Choose another --folder or name, or delete it."
+            )
+        return
+    if run_folder.exists() and any(run_folder.iterdir()):
+        raise FolderError(f"{run_folder} is not empty and holds no recipe.yaml. Choose another --folder.")
+    run_folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    temporary.replace(path)
