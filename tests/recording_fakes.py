@@ -7,10 +7,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from stillroom.network import Columns, answer
+from stillroom.recording import Recording, record
 from stillroom.types import Batch, Dense, Identity, Signal
 
 SOMEONE = Identity("teacher", digest="a" * 64)
@@ -69,7 +72,28 @@ def linear(classes: int = 10, width: int = 6, seed: int = 1) -> Callable[[Tensor
     return lambda x: Signal(logits=Dense((x[:, None, :] * weight).sum(-1)))
 
 
+class Net:
+    """A real network in its batches: matmuls may differ in the last bit between batch sizes."""
+
+    def __init__(self) -> None:
+        self.net = torch.nn.Sequential(torch.nn.Linear(6, 32), torch.nn.Dropout(0.5), torch.nn.Linear(32, 10)).eval()
+
+    def __call__(self, batch: Batch) -> Signal:
+        return answer(self.net, batch, Columns(), features=("0",))
+
+
 def digest_files(folder: Path) -> dict[str, str]:
     """sha256 of every file below the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def again(teacher: Teacher, examples: Rows, folder: Path, *args: Any, **rest: Any) -> Recording:
+    """Recorded in batches of 5 and shards of 8."""
+    return record(teacher, examples, folder, *args, batch_size=5, shard_rows=8, progress=False, **rest)
+
+
+def small_recording(folder: Path) -> tuple[Recording, Teacher, Rows, Path]:
+    """20 examples, with the teacher and examples that made it."""
+    teacher, examples = Teacher(linear()), Rows.make(20)
+    return again(teacher, examples, folder), teacher, examples, folder

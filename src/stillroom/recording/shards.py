@@ -105,9 +105,10 @@ def pack_keys(ids: Sequence[str], views: Sequence[int] | None, fingerprints: np.
 
 
 def write_shard(path: Path, arrays: Mapping[str, Tensor], recording: str) -> None:
-    """Write whole or not at all. The shard carries the digest of its content and of the ``recording`` it belongs to."""
+    """Write whole or not at all; the shard says what it holds, its place, and which ``recording`` it belongs to."""
     content = {name: tensor.contiguous() for name, tensor in arrays.items()}
-    note = json.dumps({"content": state_digest(content), "recording": recording}, sort_keys=True)
+    about = {"content": state_digest(content), "file": path.name, "recording": recording}
+    note = json.dumps(about, sort_keys=True)
     write_whole(path, safetensors.torch.save(content, metadata={NOTE: note}))
 
 
@@ -117,11 +118,8 @@ def is_intact(path: Path, recording: str, rows: int) -> bool:
         with safe_open(path, framework="pt") as file:
             note = json.loads((file.metadata() or {})[NOTE])
             content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-        return (
-            note["recording"] == recording
-            and len(content["views"]) == rows
-            and note["content"] == state_digest(content)
-        )
+        about = {"content": state_digest(content), "file": path.name, "recording": recording}
+        return note == about and len(content["views"]) == rows
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return False
 
@@ -143,10 +141,10 @@ def gather(
 ) -> dict[str, Tensor]:
     """The named arrays at (shard ``numbers`` [B], ``rows`` within them [B]): copies, in the order asked."""
     touched = np.unique(numbers)
-    first = shards[int(touched[0])]
+    first = shards[int(touched[0]) if len(touched) else 0]
     found = {}
     for name in names:
-        if len(touched) == 1:
+        if len(touched) <= 1:
             out = first.arrays[name][rows]
         else:
             like = first.arrays[name]

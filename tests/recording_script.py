@@ -1,0 +1,35 @@
+"""Records into the folder that is named: to be killed at any moment and run again."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from recording_fakes import Rows, flipped
+from stillroom.network import Columns, answer
+from stillroom.recording import Features, TopK, record
+
+
+class Teacher:
+    """A network that takes a few milliseconds for a batch."""
+
+    def __init__(self, width: int):
+        torch.manual_seed(0)
+        layers = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 50)]
+        self.net = nn.Sequential(*layers).eval()
+
+    def __call__(self, batch):
+        return answer(self.net, batch, Columns(), features=("3",))
+
+
+def main(folder: str) -> None:
+    torch.set_num_threads(1)
+    examples = Rows.make(1500, width=64, augment=flipped)
+    keep = (TopK(8), Features(("3",), "bfloat16"))
+    record(Teacher(1024), examples, folder, keep, views=2, batch_size=20, shard_rows=100, progress=False)
+    (Path(folder).parent / "done").write_text("")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
