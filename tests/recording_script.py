@@ -25,6 +25,7 @@ class Teacher:
 
 def main(folder: str) -> None:
     torch.set_num_threads(1)
+    (Path(folder).parent / "started").write_text("")
     examples = Rows.make(1500, width=64, augment=flipped)
     keep = (TopK(8), Features(("3",), "bfloat16"))
     record(Teacher(1024), examples, folder, keep, views=2, batch_size=20, shard_rows=100, progress=False)

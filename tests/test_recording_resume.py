@@ -20,32 +20,53 @@ from stillroom.types import Identity
 SCRIPT = Path(__file__).parent / "recording_script.py"
 
 
-def start(folder):
-    return subprocess.Popen([sys.executable, str(SCRIPT), str(folder)])
+class Recorder:
+    """A process that records into a folder of ``place``, from the moment when its imports are done."""
+
+    def __init__(self, place):
+        self.folder = place / "recording"
+        self.done = place / "done"
+        place.mkdir()
+        self.process = subprocess.Popen([sys.executable, str(SCRIPT), str(self.folder)])
+        self.until(lambda: (place / "started").exists())
+
+    def until(self, reached):
+        while not reached() and self.process.poll() is None:
+            time.sleep(0.002)
+
+    def shards(self):
+        return len(list((self.folder / "shards").glob("*.safetensors")))
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
 
 
 def kill_and_resume(tmp_path, kills):
-    """Kill one recording ``kills`` times, each after a drawn share of its remaining work; then let it finish."""
+    """Kill ``kills`` recordings, every other one at a drawn share of an uninterrupted one's time and the rest a few
+    milliseconds after a drawn number of shards; each then resumes to the end.
+    """
+    whole = Recorder(tmp_path / "whole")
     began = time.monotonic()
-    assert start(tmp_path / "whole" / "recording").wait() == 0
-    seconds = time.monotonic() - began
+    assert whole.process.wait() == 0
+    seconds, shards = time.monotonic() - began, whole.shards()
     draw = random.Random(20)
-    found = {"before the manifest": 0, "among the shards": 0, "complete": 0}
+    found = {"before the first shard": 0, "among the shards": 0, "after the last": 0, "complete": 0}
     for number in range(kills):
-        place = tmp_path / str(number)
-        folder = place / "recording"
-        process = start(folder)
-        try:
-            process.wait(timeout=draw.uniform(0.3, 1.0) * seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        shards = list((folder / "shards").glob("*.safetensors"))
-        finished = (place / "done").exists()
-        found["complete" if finished else "among the shards" if shards else "before the manifest"] += 1
-        record_all(str(folder))
-        assert digest_files(folder) == digest_files(tmp_path / "whole" / "recording")
-    print(f"{kills} kills within {seconds:.1f} s: {found}")
+        recorder = Recorder(tmp_path / str(number))
+        if number % 2:
+            time.sleep(draw.uniform(0.0, 1.0) * seconds)
+        else:
+            enough = draw.randrange(1, shards // 2)
+            recorder.until(lambda recorder=recorder, enough=enough: recorder.shards() >= enough)
+            time.sleep(draw.uniform(0.0, 0.04))
+        recorder.kill()
+        there = recorder.shards()
+        place = "among the shards" if 0 < there < shards else "after the last" if there else "before the first shard"
+        found["complete" if recorder.done.exists() else place] += 1
+        record_all(str(recorder.folder))
+        assert digest_files(recorder.folder) == digest_files(whole.folder)
+    print(f"{kills} kills, {shards} shards in {seconds:.1f} s: {found}")
     assert found["among the shards"] > 0
 
 
