@@ -12,7 +12,19 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from stillroom.measures.wording import COSTS, Rows, cheaper, compared, headline, number, spread, title_of, verdict
+from stillroom.measures.wording import (
+    COSTS,
+    Rows,
+    cheaper,
+    columns_in_order,
+    compared,
+    headline,
+    in_order,
+    number,
+    spread,
+    title_of,
+    verdict,
+)
 
 QUALITIES = 4  # columns of quality beside the costs, that 120 characters have room for
 _FIRST = ("agreement", "kl", "calibration_error", "teacher_distance")  # after the headline
@@ -22,7 +34,7 @@ _MARKS = {"better": "✓", "worse": "✗", "unclear": "~"}
 
 def columns_shown(metrics: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
     """The headline, then fidelity and calibration, then what else there is room for; then the costs."""
-    own = [name for name in metrics if name not in COSTS]
+    own = [name for name in columns_in_order(metrics, metric) if name not in COSTS]
     order = dict.fromkeys([metric, *(name for name in _FIRST if name in own), *own])
     return [*list(order)[:QUALITIES], *(name for name in COSTS if name in metrics)]
 
@@ -43,7 +55,7 @@ def scoreboard(
     for name in columns:
         arrow = {True: " ↑", False: " ↓", None: ""}[metrics[name]["higher_is_better"]] if name not in COSTS else ""
         table.add_column(title_of(name) + arrow, justify="right", max_width=13)
-    for row in rows:
+    for row in in_order(rows):
         count = seeds.get(row, 1)
         label = Text(row, style="bold cyan" if row == "student" else "bold")
         if count > 1:

@@ -145,8 +145,28 @@ def compared(comparison: Mapping[str, Any]) -> str:
     return f"{said}: {title} {signed(comparison['difference'])} (95 % {low} to {high}{seeds})"
 
 
+def in_order(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows as they are read: teacher, student, alone, whatever else, untrained. (JSON on disk is sorted by name.)"""
+    first = [row for row in ("teacher", "student", "alone") if row in rows]
+    last = [row for row in ("untrained",) if row in rows]
+    return {row: rows[row] for row in (*first, *(r for r in rows if r not in (*first, *last)), *last)}
+
+
+def columns_in_order(metrics: Mapping[str, Any], metric: str) -> list[str]:
+    """Columns as they are read: the headline, quality, a user's own, what compares with the teacher, costs."""
+    order = [metric, *TITLES]
+    costs = [name for name in COSTS if name in metrics]
+    own = [name for name in metrics if name not in COSTS]
+    return [*sorted(own, key=lambda name: order.index(name) if name in order else len(order)), *costs]
+
+
 def headline(rows: Rows, metric: str, higher_is_better: bool | None, comparisons: Any = ()) -> str:
-    """What was kept, at what cost, and whether the teacher helped: one or two sentences."""
+    """What was kept, at what cost, and whether the teacher helped."""
+    return f"{kept(rows, metric, higher_is_better)} {helped(comparisons)}"
+
+
+def kept(rows: Rows, metric: str, higher_is_better: bool | None) -> str:
+    """One sentence: the student's quality against the teacher's, and what it costs."""
     student, teacher = rows.get("student", {}).get(metric), rows.get("teacher", {}).get(metric)
     title = title_of(metric)
     if student is None:
@@ -154,14 +174,14 @@ def headline(rows: Rows, metric: str, higher_is_better: bool | None, comparisons
     if teacher is None:
         first = f"The student reaches {title} {number(student['value'])}"
     elif higher_is_better and teacher["value"] > 0 and student["value"] >= 0:
-        kept = student["value"] / teacher["value"]
+        share = student["value"] / teacher["value"]
         first = (
-            f"The student keeps {_percent(kept)} of the teacher's {title} "
+            f"The student keeps {_percent(share)} of the teacher’s {title} "
             f"({number(student['value'])} of {number(teacher['value'])})"
         )
     else:
         first = f"The student reaches {title} {number(student['value'])}, the teacher {number(teacher['value'])}"
-    return f"{first}{_at_what_cost(rows)}. {_whether_it_helped(comparisons)}".strip()
+    return f"{first}{_at_what_cost(rows)}."
 
 
 def _at_what_cost(rows: Rows) -> str:
@@ -175,7 +195,8 @@ def _at_what_cost(rows: Rows) -> str:
     return f", and is {' and '.join(parts)}" if parts else ""
 
 
-def _whether_it_helped(comparisons: Any) -> str:
+def helped(comparisons: Any) -> str:
+    """One sentence: whether the student is better than the same student trained alone."""
     against = next((c for c in comparisons if c["better"] == "student" and c["worse"] == "alone"), None)
     if against is None:
         return "Whether the teacher helped is not known: there is no row 'alone'."

@@ -1,0 +1,227 @@
+"""The page: what the template shows, in the order in which a reader asks. One file, no network, no script."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from stillroom.files import write_bytes
+from stillroom.measures.wording import (
+    COSTS,
+    cheaper,
+    columns_in_order,
+    compared,
+    helped,
+    in_order,
+    kept,
+    number,
+    scaled,
+    seconds,
+    spread,
+    title_of,
+    verdict,
+)
+from stillroom.report import figures
+from stillroom.report.stages import Stages, read_stages
+
+PAGE = "report.html"
+_PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Write report/report.html of a run from its files, and return its path. What has not run yet is left out.
+
+    Raises MissingFileError when the folder does not exist, FolderError when one of its files cannot be read.
+    """
+    stages = read_stages(Path(run_folder))
+    environment = Environment(
+        loader=PackageLoader("stillroom.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters.update(number=number, spread=spread, title=title_of, seconds=seconds)
+    text = environment.get_template("report.html.j2").render(**content(stages))
+    path = stages.folder / "report" / PAGE
+    write_bytes(path, text.encode())
+    return path
+
+
+def content(stages: Stages) -> dict[str, Any]:
+    """Everything that the template shows, as plain values; figures are SVG made here."""
+    report = stages.report
+    return {
+        "name": stages.folder.resolve().name,
+        "report": report,
+        "kept": None if report is None else _kept(report),
+        "helped": None if report is None else helped(report["comparisons"]),
+        "verdict": None if report is None else _overall(report),
+        "tiles": [] if report is None else _tiles(report),
+        "scoreboard": None if report is None else _scoreboard(report),
+        "comparisons": [] if report is None else [(verdict(c), compared(c)) for c in report["comparisons"]],
+        "figures": _figures(stages),
+        "exports": [_export(found) for found in stages.exports],
+        "disagreements": [] if report is None else [_disagreement(found) for found in report.get("disagreements", ())],
+        "provenance": _provenance(stages),
+    }
+
+
+def _kept(report: Mapping[str, Any]) -> str:
+    return kept(report["rows"], report["metric"], report["metrics"][report["metric"]]["higher_is_better"])
+
+
+def _overall(report: Mapping[str, Any]) -> str:
+    """better, worse, unclear, or unknown without a control: the colour of the headline."""
+    against = [c for c in report["comparisons"] if (c["better"], c["worse"]) == ("student", "alone")]
+    return verdict(against[0]) if against else "unknown"
+
+
+def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The few numbers to remember of the student: (name, value, what it is compared with)."""
+    rows, metric = report["rows"], report["metric"]
+    student, teacher = rows.get("student", {}), rows.get("teacher", {})
+    tiles = []
+    if student.get(metric):
+        theirs = f"teacher {number(teacher[metric]['value'])}" if teacher.get(metric) else ""
+        tiles.append((title_of(metric), number(student[metric]["value"]), theirs))
+    tiles.extend(
+        (title_of(cost), number(student[cost]["value"], cost), _than_teacher(rows, cost))
+        for cost in ("bytes", "latency")
+        if student.get(cost)
+    )
+    if student.get("agreement"):
+        tiles.append(("agrees with teacher", f"{100 * student['agreement']['value']:.1f} %", "of the examples"))
+    return tiles
+
+
+def _than_teacher(rows: Mapping[str, Any], cost: str) -> str:
+    said = cheaper(rows, "student", cost)
+    return f"{said} than the teacher" if said else ""
+
+
+def _scoreboard(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns and rows of the table; a cell carries its exact numbers beside what is shown."""
+    rows, metrics = in_order(report["rows"]), report["metrics"]
+    columns = columns_in_order(metrics, report["metric"])
+    best = {name: _best(rows, name, metrics[name]["higher_is_better"]) for name in columns if name not in COSTS}
+    table = []
+    for row, cells in rows.items():
+        shown = []
+        for name in columns:
+            cell = cells.get(name)
+            shown.append({"name": name, "cell": cell, "ratio": cheaper(rows, row, name)})
+        table.append({"name": row, "seeds": report.get("seeds", {}).get(row, 1), "cells": shown})
+    arrows = {True: "↑", False: "↓", None: ""}
+    heads = [
+        {
+            "name": name,
+            "about": metrics[name]["about"],
+            "arrow": arrows[metrics[name]["higher_is_better"]],
+            "cost": name in COSTS,
+        }
+        for name in columns
+    ]
+    return {"columns": heads, "rows": table, "best": best}
+
+
+def _best(rows: Mapping[str, Any], name: str, higher: bool | None) -> str | None:
+    """The best row of a column that is not the teacher."""
+    known = {row: cells[name]["value"] for row, cells in rows.items() if row != "teacher" and cells.get(name)}
+    if higher is None or len(known) < 2:
+        return None
+    return (max if higher else min)(known, key=lambda row: known[row])
+
+
+def _figures(stages: Stages) -> dict[str, str]:
+    found: dict[str, str | None] = {}
+    report = stages.report
+    if report is not None:
+        if report["comparisons"]:
+            found["comparisons"] = figures.comparisons_figure(report["comparisons"])
+        for cost in ("latency", "parameters"):
+            found[cost] = figures.cost_figure(in_order(report["rows"]), report["metric"], cost)
+        found["reliability"] = figures.reliability_figure(in_order(report.get("reliability", {})))
+    if stages.curves:
+        found["curves"] = figures.curves_figure(stages.curves)
+    return {name: svg for name, svg in found.items() if svg}
+
+
+def _export(found: Mapping[str, Any]) -> dict[str, Any]:
+    latency, quality = found.get("latency") or {}, found.get("quality") or {}
+    middle, agreement = latency.get("median_seconds"), found.get("agreement")
+    difference = found.get("largest_difference")
+    return {
+        "target": found.get("target", "?"),
+        "precision": found.get("precision", "?"),
+        "file": found.get("file", ""),
+        "bytes": "–" if found.get("bytes") is None else scaled(found["bytes"], ("B", "kB", "MB", "GB")),
+        "agreement": "–" if agreement is None else f"{100 * agreement:.2f} %",
+        "difference": "–" if difference is None else f"{difference:.2g}",
+        "quality": "–" if quality.get("value") is None else number(quality["value"]),
+        "metric": title_of(quality["metric"]) if quality.get("metric") else "quality",
+        "latency": "–" if middle is None else seconds(middle),
+        "passed": bool(found.get("passed")),
+    }
+
+
+def _disagreement(found: Mapping[str, Any]) -> dict[str, Any]:
+    confidences = found.get("confidences", {})
+    answers = [
+        {
+            "row": row,
+            "text": text,
+            "confidence": confidences.get(row),
+            "right": None if found["label"] is None or confidences.get(row) is None else text == found["label"],
+        }
+        for row, text in in_order(found["answers"]).items()
+        if text is not None
+    ]
+    return {
+        "id": found["id"],
+        "label": found["label"],
+        "divergence": None if found["divergence"] is None else number(found["divergence"]),
+        "inputs": [_input(name, value) for name, value in found["input"].items()],
+        "answers": answers,
+    }
+
+
+def _input(name: str, value: Any) -> dict[str, Any]:
+    """A picture only when it is one: nothing else from a file becomes the address of an image."""
+    if isinstance(value, Mapping):
+        address = str(value.get("image", ""))
+        return {"name": name, "picture": address if _PICTURE.fullmatch(address) else None, "text": ""}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        shown = ", ".join("–" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
+        return {"name": name, "picture": None, "text": shown}
+    return {"name": name, "picture": None, "text": str(value)}
+
+
+def _provenance(stages: Stages) -> list[tuple[str, str]]:
+    """(what, which) of the teacher, the data, the student and the passport, as far as the files say."""
+    lines: list[tuple[str, str]] = []
+    recording, student = stages.recording or {}, stages.student or {}
+    teacher, data = recording.get("teacher") or {}, recording.get("data") or {}
+    if teacher:
+        lines.append(("Teacher", _joined(teacher.get("name"), teacher.get("source"), teacher.get("revision"))))
+        lines.append(("Teacher's licence", str(teacher.get("licence", "unknown"))))
+        if teacher.get("digest"):
+            lines.append(("Teacher's weights (sha256)", str(teacher["digest"])))
+    if data:
+        rows = f"{data['rows']:,} examples" if isinstance(data.get("rows"), int) else None
+        lines.append(("Learned from", _joined(data.get("name"), rows, data.get("source"))))
+        lines.append(("Data's licence", str(data.get("licence", "unknown"))))
+        if data.get("digest"):
+            lines.append(("Data (sha256)", str(data["digest"])))
+    fidelity = recording.get("fidelity") or {}
+    if isinstance(fidelity.get("kl"), int | float):
+        lines.append(("Recording", f"{fidelity['kl']:.2g} nats from the live teacher, on a re-asked sample"))
+    if student.get("content_digest"):
+        lines.append(("Student's weights (sha256)", str(student["content_digest"])))
+    if stages.passport is not None:
+        lines.append(("Passport", "passport.json, beside this report"))
+    return lines
+
+
+def _joined(*parts: object) -> str:
+    return ", ".join(str(part) for part in parts if part and part != "unknown") or "unknown"
