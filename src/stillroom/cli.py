@@ -1,0 +1,173 @@
+"""The command line: one subcommand per stage, no logic. Heavy libraries are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from stillroom.run import Run
+
+app = typer.Typer(
+    name="stillroom",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="""Distil a large model into a small one, measure what was kept, ship it, and prove what it learned from.
+
+    Start with:  stillroom run examples/digits.yaml
+
+    Exit codes: 0 done, 1 a check failed, 2 wrong use.
+    """,
+)
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe (YAML), or the folder of a run")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, such as runs/digits")]
+Folder = Annotated[Path | None, typer.Option("--folder", "-f", help="where the run lies; default: runs/NAME")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="override one setting of the recipe")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
+
+
+def _open(recipe: Path, folder: Path | None, overrides: list[str] | None, quiet: bool) -> Run:
+    from stillroom.run import open_run
+
+    return open_run(recipe, folder, tuple(overrides or ()), progress=not quiet)
+
+
+@app.command()
+def run(recipe: RecipeFile, folder: Folder = None, overrides: Set = None, quiet: Quiet = False) -> None:
+    """Do all stages of a recipe in one folder: check, record, fit, evaluate, export, passport, report.
+
+    A run that was interrupted goes on where it stopped; a folder that holds another recipe is refused.
+
+    Example:  stillroom run examples/digits.yaml --set fit.learning_rate=1e-3
+    """
+    from stillroom.narration import narrate
+
+    narrate(_open(recipe, folder, overrides, quiet))
+
+
+@app.command()
+def doctor(recipe: RecipeFile, folder: Folder = None, overrides: Set = None) -> None:
+    """Check teacher, student and data before anything long starts, and estimate time, disk and memory.
+
+    Exit code 1 when a check fails. Nothing is written.
+
+    Example:  stillroom doctor examples/digits.yaml
+    """
+    from stillroom.narration import show_checks
+    from stillroom.run import open_run
+
+    show_checks(open_run(recipe, folder, tuple(overrides or ()), claim=False))
+
+
+@app.command()
+def record(recipe: RecipeFile, folder: Folder = None, overrides: Set = None, quiet: Quiet = False) -> None:
+    """Ask the teacher once about every example and keep its answers. Resumes.
+
+    Example:  stillroom record examples/digits.yaml
+    """
+    from stillroom.narration import say
+
+    found = _open(recipe, folder, overrides, quiet).record()
+    say(f"{len(found)} answers in {found.folder}")
+
+
+@app.command()
+def fit(recipe: RecipeFile, folder: Folder = None, overrides: Set = None, quiet: Quiet = False) -> None:
+    """Train the students, and their controls, from the recording. Resumes.
+
+    Example:  stillroom fit examples/digits.yaml
+    """
+    from stillroom.narration import say
+
+    opened = _open(recipe, folder, overrides, quiet)
+    trained = opened.fit()
+    say(f"{', '.join(f'{len(found)} x {role}' for role, found in trained.items() if found)} in {opened.folder}")
+
+
+@app.command()
+def evaluate(recipe: RecipeFile, folder: Folder = None, overrides: Set = None, quiet: Quiet = False) -> None:
+    """Score teacher, student, control, baseline and untrained start on the test set.
+
+    Example:  stillroom evaluate examples/digits.yaml
+    """
+    from stillroom.narration import say
+
+    say(_open(recipe, folder, overrides, quiet).evaluate().scoreboard())
+
+
+@app.command()
+def export(recipe: RecipeFile, folder: Folder = None, overrides: Set = None, quiet: Quiet = False) -> None:
+    """Write the artefacts of the recipe and check each on the whole test set in its own runtime.
+
+    Example:  stillroom export examples/digits.yaml
+    """
+    from stillroom.narration import show_exports
+
+    show_exports(_open(recipe, folder, overrides, quiet).export())
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Write the passport, the model card, report.html and the manifest anew from a run's files.
+
+    Example:  stillroom report runs/digits
+    """
+    from stillroom.narration import say
+    from stillroom.run import seal
+
+    say(f"{seal(folder)}")
+
+
+@app.command()
+def verify(folder: RunFolder) -> None:
+    """Name every file of a run that was changed, added, removed or renamed since it was sealed. Exit code 1 if any.
+
+    Example:  stillroom verify runs/digits
+    """
+    from stillroom import provenance
+    from stillroom.narration import say
+
+    found = provenance.verify(folder)
+    for mismatch in found:
+        say(str(mismatch))
+    if found:
+        raise typer.Exit(1)
+    say(f"{folder}: every file is as it was sealed.")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors.
+
+    Example:  stillroom schema > recipe.schema.json
+    """
+    import json
+
+    from stillroom.recipe import Recipe
+
+    sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; errors that a user can act on become one line and their exit code."""
+    from stillroom.errors import StillroomError
+
+    try:
+        app(arguments)
+    except StillroomError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: what was written is whole; the same command goes on from there.\n")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()
