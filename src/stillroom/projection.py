@@ -9,8 +9,7 @@ Environment: STILLROOM_COMPILE=0 runs the row functions eagerly; STILLROOM_CHUNK
 
 from __future__ import annotations
 
-import functools
-import logging
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -22,17 +21,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stillroom.errors import ShapeError, UsageError
+from stillroom.row_steps import Rows, Step, finish, run, wide
 from stillroom.types import Projected
 
-Rows = Callable[..., Tensor]  # (logits [n, V], *columns) -> [n]; hashable, and equal when it computes the same
-
-_CHUNK_MIB = {"cpu": 32.0}  # logits in float32; best of 8 to 64 on benchmarks/head_step.py
+_CHUNK_MIB = {"cpu": 64.0}  # of float32 logits; smaller chunks pass over the head's gradient too often
 _CHUNK_MIB_ELSEWHERE = 256.0  # an accelerator needs more positions to be busy
 _FEWEST = 64  # positions of a chunk: with fewer, reading the head from memory takes longer than multiplying by it
 _COMPILE_FROM = 2**24  # logits in all; below, compiling takes longer than it saves
 _BLOCK = 2**22  # numbers of a low-precision weight gradient held at once, before they are added in float32
-_log = logging.getLogger(__name__)
-_compile_failed: list[str] = []  # once it failed it is not tried again in this process
 
 
 def by_chunks(
@@ -87,31 +83,6 @@ class _Found:
     bias: Tensor | None
 
 
-@dataclass(frozen=True)
-class _Step:
-    """The row maths of one chunk; frozen, so that what is compiled for it is found again."""
-
-    rows: Rows
-    scale: float
-    softcap: float | None
-    gradient: bool
-
-    def __call__(self, raw: Tensor, *arguments: Tensor) -> Tensor:
-        """The values [n] of raw logits [n, V]; with ``gradient``, raw then holds the gradient of their sum."""
-        if not self.gradient:
-            return self._values(raw, *arguments)
-        gradient, (_, values) = torch.func.grad_and_value(self._total, has_aux=True)(raw, *arguments)
-        raw.copy_(gradient)  # in place: a chunk's logits are not needed again, and their memory is
-        return values
-
-    def _total(self, raw: Tensor, *arguments: Tensor) -> tuple[Tensor, Tensor]:
-        values = self._values(raw, *arguments)
-        return values.sum(), values
-
-    def _values(self, raw: Tensor, *arguments: Tensor) -> Tensor:
-        return self.rows(_finish(raw.to(_wide(raw.dtype)), self.scale, self.softcap), *arguments)
-
-
 @dataclass(frozen=True, eq=False)
 class _Plan:
     """Everything about an evaluation but the tensors that get gradients."""
@@ -135,27 +106,28 @@ class _Plan:
         weights: Tensor | None = None,
     ) -> _Found:
         """Values [N], and the gradients that are needed of their sum, weighted by ``weights`` [N]."""
-        wide = _wide(self.dtype)
+        full = wide(self.dtype)
         hidden, weight = hidden.detach().to(self.dtype), weight.detach().to(self.dtype)
         bias = None if bias is None else bias.detach().to(self.dtype)
+        make = torch.empty_like if len(hidden) else torch.zeros_like  # the first chunk writes, the others add
         found = _Found(
-            values=hidden.new_empty(len(hidden), dtype=wide),
+            values=hidden.new_empty(len(hidden), dtype=full),
             hidden=torch.empty_like(hidden) if needs[0] else None,
-            weight=torch.zeros_like(weight, dtype=wide) if needs[1] else None,
-            bias=torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None,
+            weight=make(weight, dtype=full) if needs[1] else None,
+            bias=torch.zeros_like(bias, dtype=full) if bias is not None and needs[2] else None,
         )
-        step = _Step(self.rows, self.scale, self.softcap, any(needs))
+        step = Step(self.rows, self.scale, self.softcap, any(needs))
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
             for part, logits, arguments in self._pieces(hidden, weight, bias):
-                found.values[part] = _run(step, logits, arguments, self.compiled)
+                found.values[part] = run(step, logits, arguments, self.compiled)
                 if weights is not None:
                     logits.mul_(weights[part].unsqueeze(-1))
                 if found.hidden is not None:
                     torch.mm(logits, weight, out=found.hidden[part])
                 if found.weight is not None:
-                    _add_product(found.weight, logits, hidden[part])
+                    _add_product(found.weight, logits, hidden[part], fresh=part.start == 0)
                 if found.bias is not None:
-                    found.bias += logits.sum(0, dtype=wide)
+                    found.bias += logits.sum(0, dtype=full)
         return found
 
     def _pieces(
@@ -177,7 +149,8 @@ class _ByChunks(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan) -> Tensor:
         found = plan.sweep(hidden, weight, bias, ctx.needs_input_grad[:3])
         ctx.save_for_backward(hidden, weight, bias)
-        ctx.plan, ctx.found = plan, found
+        ctx.plan = plan
+        ctx.found = dataclasses.replace(found, values=found.values.new_empty(0))  # an output kept here would be a cycle
         return found.values
 
     @staticmethod
@@ -237,49 +210,22 @@ def _teacher_by_chunks(teacher: Projected, count: int, size: int) -> Callable[[s
     hidden = teacher.hidden.detach().reshape(count, -1).to(dtype)
     bias = None if teacher.bias is None else teacher.bias.detach().to(dtype)
     product = _Product(teacher.weight.detach().to(dtype), bias, size)
-    return lambda part: _finish(product(hidden[part]), teacher.scale, teacher.softcap)
+    return lambda part: finish(product(hidden[part]), teacher.scale, teacher.softcap)
 
 
-def _finish(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
-    if scale != 1.0:
-        logits = logits * scale
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, fresh: bool) -> None:
+    """Add gradient [n, V].T @ hidden [n, D] to total [V, D], or write it if ``fresh``.
 
-
-def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
-    """Add gradient [n, V].T @ hidden [n, D] to total [V, D]; a low-precision product in float32, by blocks of V."""
+    A low-precision product is added in float32, by blocks of V: there is no such matmul on every device.
+    """
     if total.dtype == gradient.dtype:
-        total.addmm_(gradient.t(), hidden)
+        total.addmm_(gradient.t(), hidden, beta=0 if fresh else 1)
         return
     block = max(1, _BLOCK // total.shape[-1])
     for start in range(0, len(total), block):
-        total[start : start + block] += gradient[:, start : start + block].t() @ hidden
-
-
-def _run(step: _Step, logits: Tensor, arguments: tuple[Tensor, ...], compiled: bool) -> Tensor:
-    """The step on one chunk, compiled if it is wanted and works, else eager: the same function either way."""
-    if compiled and len(logits) > 1 and not _compile_failed:
-        for tensor in (logits, *arguments):
-            if tensor.dim() > 0:  # so that the next number of positions does not compile again
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        try:
-            return _compiled(step)(logits, *arguments)
-        except Exception as error:  # no compiler, no disk, an operation it lacks: slower is better than stopped
-            _compile_failed.append(f"{type(error).__name__}: {error}")
-            _log.warning("torch.compile does not work here, running eagerly instead: %s", _compile_failed[0])
-    return step(logits, *arguments)
-
-
-@functools.lru_cache(maxsize=64)
-def _compiled(step: _Step) -> Callable[..., Tensor]:
-    def run(raw: Tensor, *arguments: Tensor) -> Tensor:
-        return step(raw, *arguments)
-
-    return torch.compile(run)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+        part = slice(start, start + block)
+        product = gradient[:, part].t() @ hidden
+        total[part] = product if fresh else total[part] + product
 
 
 def _dtype_of(head: Projected) -> torch.dtype:
