@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stillroom.errors import UsageError
 
-Pooling = Literal["mean", "mean+max"]
+Pooling = Literal["mean", "sqrt", "mean+max"]
 
 
 def mlp(inputs: int, outputs: int, hidden: Sequence[int] = (64,), dropout: float = 0.0) -> nn.Module:
@@ -83,7 +83,8 @@ def bag_of_words(
     """Embedding, pooling over the words, a small perceptron: int64 [B, L], 0 = padding -> [B, classes].
 
     ``vocabulary`` is ``Words.size``: how many numbers there are. ``hidden`` = 0 leaves out the hidden layer.
-    ``pooling``: "mean", or "mean+max" (twice the features, notices single words in long texts).
+    ``pooling``: "mean", "sqrt" (sum / sqrt(words): a longer text is surer), or "mean+max" (twice the features, notices
+    single words in long texts). Embeddings start small, so that words that training never saw say next to nothing.
     """
     return BagOfWords(vocabulary, classes, width, hidden, dropout, pooling)
 
@@ -94,10 +95,12 @@ class BagOfWords(nn.Module):
     def __init__(self, vocabulary: int, classes: int, width: int, hidden: int, dropout: float, pooling: Pooling):
         super().__init__()
         _positive(vocabulary=vocabulary, classes=classes, width=width)
-        if pooling not in ("mean", "mean+max"):
-            raise UsageError(f"pooling is {pooling!r}; choose 'mean' or 'mean+max'.")
+        if pooling not in ("mean", "sqrt", "mean+max"):
+            raise UsageError(f"pooling is {pooling!r}; choose 'mean', 'sqrt' or 'mean+max'.")
         self.pooling = pooling
         self.embedding = nn.Embedding(vocabulary, width, padding_idx=0)
+        with torch.no_grad():
+            self.embedding.weight.mul_(0.05)
         features = width * (2 if pooling == "mean+max" else 1)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         if dropout:
@@ -111,7 +114,8 @@ class BagOfWords(nn.Module):
     def forward(self, words: Tensor) -> Tensor:
         embedded = self.embedding(words)  # [B, L, D]; the padding row is zero, so a plain sum leaves padding out
         real = words.ne(0)
-        pooled = embedded.sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+        count = real.sum(1, keepdim=True).clamp(min=1)
+        pooled = embedded.sum(1) / (count.sqrt() if self.pooling == "sqrt" else count)
         if self.pooling == "mean+max":
             lowest = embedded.masked_fill(real.logical_not().unsqueeze(-1), -1e4).amax(1)
             # a text without words has no largest embedding: zero, like its mean
