@@ -21,10 +21,7 @@ from stillroom.errors import DataError, UsageError, nearest
 from stillroom.evaluation import Report, evaluate
 from stillroom.exporting import Artifact, export
 from stillroom.fitting import fit
-from stillroom.objectives import Mix
-from stillroom.plan import Plan
-from stillroom.preflight import Check, Estimate, estimate, preflight
-from stillroom.recipe import (
+from stillroom.named import (
     ADAPTERS,
     BASELINES,
     DATA,
@@ -33,15 +30,15 @@ from stillroom.recipe import (
     STUDENTS,
     TEACHERS,
     VIEWS,
-    Recipe,
-    Use,
     call,
     complete,
     function_of,
-    keep_recipe,
-    load_recipe,
     resolved,
 )
+from stillroom.objectives import Mix
+from stillroom.plan import Plan
+from stillroom.preflight import Check, Estimate, estimate, preflight
+from stillroom.recipe import Recipe, Use, keep_recipe, load_recipe
 from stillroom.recording import Recording, open_recording, record
 from stillroom.report import write_report
 from stillroom.settings import name_of
@@ -103,7 +100,7 @@ class Run:
     @property
     def _offered(self) -> dict[str, Any]:
         train = self.data["train"]
-        offered: dict[str, Any] = {"examples": train, "folder": self.base}
+        offered: dict[str, Any] = {"examples": train, "folder": self.base, "workspace": self.folder / "teacher"}
         if train.classes is not None:
             offered |= {"classes": train.classes}
         return offered
