@@ -41,8 +41,11 @@ if TYPE_CHECKING:
     from stillroom.teachers import from_network as from_network
     from stillroom.types import Batch as Batch
     from stillroom.types import Dense as Dense
+    from stillroom.types import Examples as Examples
     from stillroom.types import Identity as Identity
     from stillroom.types import Metric as Metric
+    from stillroom.types import Model as Model
+    from stillroom.types import Objective as Objective
     from stillroom.types import Projected as Projected
     from stillroom.types import Signal as Signal
     from stillroom.types import Sparse as Sparse
@@ -65,7 +68,18 @@ _PLACES = {
     "stillroom.recording": ("Everything", "Features", "Recording", "Sampled", "TopK", "record"),
     "stillroom.students": ("Student",),
     "stillroom.teachers": ("ensemble", "from_network"),
-    "stillroom.types": ("Batch", "Dense", "Identity", "Metric", "Projected", "Signal", "Sparse"),
+    "stillroom.types": (
+        "Batch",
+        "Dense",
+        "Examples",
+        "Identity",
+        "Metric",
+        "Model",
+        "Objective",
+        "Projected",
+        "Signal",
+        "Sparse",
+    ),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 __all__ = ["__version__", *sorted(_PLACE_OF)]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -150,7 +150,8 @@ def check_recipe(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        problem = error.errors()[0]
+        # a misspelt key explains the key that is missing, so it comes first
+        problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             known = _known_keys(problem["loc"][:-1])
