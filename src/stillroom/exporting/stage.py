@@ -13,9 +13,9 @@ import torch
 from stillroom import settings
 from stillroom.digests import file_digest
 from stillroom.errors import ParityError, UsageError, nearest
-from stillroom.export import onnx
-from stillroom.export.artifact import ARTIFACT, VERIFY, Artifact, Exporter, Tensors, Written, write_config
-from stillroom.export.verify import SINGLES, TOLERANCES, Tolerance, batch_effect, compare, times
+from stillroom.exporting import onnx
+from stillroom.exporting.artifact import ARTIFACT, VERIFY, Artifact, Exporter, Tensors, Written, write_config
+from stillroom.exporting.verify import SINGLES, TOLERANCES, Tolerance, batch_effect, compare, times
 from stillroom.files import write_json
 from stillroom.progress import bar
 from stillroom.students.networks import Student

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from stillroom.errors import FolderError, MissingExtraError, ParityError, UsageError
-from stillroom.export import TARGETS, Artifact, Tolerance, export, load_artifact
+from stillroom.exporting import TARGETS, Artifact, Tolerance, export, load_artifact
 from stillroom.measures import METRICS
 from stillroom.network import Columns
 from stillroom.students.networks import Student

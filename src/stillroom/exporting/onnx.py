@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import UsageError, missing_extra, nearest
-from stillroom.export.artifact import Run, Tensors, Written
-from stillroom.export.shipped import Shipped
+from stillroom.exporting.artifact import Run, Tensors, Written
+from stillroom.exporting.shipped import Shipped
 from stillroom.files import write_bytes
 from stillroom.network import Answers, Columns
 from stillroom.students.networks import Student

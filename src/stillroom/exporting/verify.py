@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import ParityError
-from stillroom.export.artifact import Artifact, Tensors, output_of
+from stillroom.exporting.artifact import Artifact, Tensors, output_of
 from stillroom.measures import METRICS, bootstrap, latency, paired_bootstrap
 from stillroom.progress import Step
 from stillroom.students.networks import Student

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stillroom.export.artifact import output_of
+from stillroom.exporting.artifact import output_of
 from stillroom.network import Answers
 from stillroom.types import Signal
 
