@@ -1,4 +1,7 @@
-"""The state of an unfinished training on disk: one file, replaced whole, read without unpickling code."""
+"""The folder of a training: what it says, the state of an unfinished one, and the student of a finished one.
+
+The state is one file, replaced whole, and read without unpickling code.
+"""
 
 from __future__ import annotations
 
@@ -9,58 +12,64 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 
+from stillroom import settings
+from stillroom.digests import data_description, json_digest, state_digest
 from stillroom.errors import FolderError
 from stillroom.files import read_json, write_bytes
 from stillroom.students.networks import CONFIG, WEIGHTS, Student
+from stillroom.types import Examples, identity_of
 
 CHECKPOINT = "checkpoint.pt"
 HISTORY = "history.jsonl"
-Standing = tuple[int, float, list[dict[str, Any]], dict[str, float]]
+
+
+def about(student: Student, teacher: Any, examples: Examples, objective: Any, plan: Any) -> dict[str, Any]:
+    """What trains the student, as student.json says it; ``training`` is the digest of all of it."""
+    manifest = getattr(teacher, "manifest", None)
+    known = {
+        "plan": settings.describe(plan),
+        "objective": settings.describe(objective),
+        "teacher": None if teacher is None else settings.describe(identity_of(teacher)),
+        "recording": json_digest(manifest) if manifest else None,
+        "data": data_description(examples),
+        "initial_digest": state_digest(student.net.state_dict()),
+    }
+    return {**known, "training": json_digest(known)}
 
 
 def save(
-    folder: Path,
-    modules: Mapping[str, nn.Module],
-    optimiser: Any,
-    step: int,
-    seconds: float,
-    history: Sequence[Mapping[str, Any]],
-    seen: Mapping[str, float],
+    folder: Path, parts: Mapping[str, Any], step: int, seconds: float, history: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Everything that the next step depends on. The order of examples and all random draws follow from the step."""
+    """Everything that the next step depends on: the state of each part (networks, optimiser), and the step.
+
+    The order of the examples and all random draws follow from the step. ``seconds`` of training so far.
+    """
     buffer = io.BytesIO()
-    content = {
-        "modules": {name: module.state_dict() for name, module in modules.items()},
-        "optimiser": optimiser.state_dict(),
-        "step": step,
-        "seconds": seconds,
-        "history": json.dumps(list(history)),
-        "seen": dict(seen),
-    }
-    torch.save(content, buffer)
+    state = {name: part.state_dict() for name, part in parts.items()}
+    torch.save({"state": state, "step": step, "seconds": seconds, "history": json.dumps(list(history))}, buffer)
     write_bytes(folder / CHECKPOINT, buffer.getvalue())
     write_history(folder, history)
 
 
-def load(folder: Path, modules: Mapping[str, nn.Module], optimiser: Any) -> Standing | None:
-    """Put the last checkpoint back and say where it stood; None where there is none.
+def load(folder: Path, parts: Mapping[str, Any]) -> tuple[int, float, list[dict[str, Any]]]:
+    """Put the last checkpoint back; where it stood: step, seconds, history. (0, 0.0, []) where there is none.
 
     Raises FolderError when it cannot be read.
     """
     path = folder / CHECKPOINT
     if not path.is_file():
-        return None
+        return 0, 0.0, []
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        for name, module in modules.items():
-            module.load_state_dict(content["modules"][name])
-        optimiser.load_state_dict(content["optimiser"])
-        return content["step"], content["seconds"], json.loads(content["history"]), content["seen"]
-    except Exception as error:
-        raise FolderError(f"{path} cannot be read ({error}). Delete it to train from the start.") from None
+        for name, part in parts.items():
+            part.load_state_dict(content["state"][name])
+        return content["step"], content["seconds"], json.loads(content["history"])
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError...: all mean the same to a user
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise FolderError(f"{path} cannot be read ({reason[0]}). Delete it to train from the start.") from None
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -71,13 +80,19 @@ def write_history(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
 
 def finished(folder: Path) -> bool:
     """Whether the training in this folder ran to its end."""
-    return (folder / CONFIG).is_file() and bool(read_json(folder / CONFIG).get("complete"))
+    return all((folder / name).is_file() for name in (CONFIG, WEIGHTS)) and bool(read_json(folder / CONFIG)["complete"])
 
 
 def restored(student: Student, folder: Path) -> Student:
-    """The finished student of a folder, in a copy of ``student``'s network."""
+    """The finished student of a folder, in a copy of ``student``'s network. Raises FolderError for damaged weights."""
     trained = student.copy()
-    trained.net.load_state_dict(load_file(folder / WEIGHTS))
+    try:
+        state = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise FolderError(f"{folder / WEIGHTS} is damaged ({error}). Delete it to train again.") from None
+    if state_digest(state) != read_json(folder / CONFIG)["content_digest"]:
+        raise FolderError(f"{folder / WEIGHTS} is not what was trained ({CONFIG} differs). Delete it to train again.")
+    trained.net.load_state_dict(state)
     trained.net.eval()
     return trained
 

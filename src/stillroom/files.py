@@ -46,13 +46,22 @@ def claim_folder(folder: Path, name: str, expected: Mapping[str, Any], what: str
     path = folder / name
     if not path.exists():
         return
-    found = read_json(path)
-    different = [key for key in expected if found.get(key) != json.loads(json.dumps(expected[key]))]
+    found, wanted = read_json(path), json.loads(json.dumps(expected))
+    different = [line for key in wanted for line in _differences(found.get(key), wanted[key], key)]
     if different:
-        shown = "; ".join(f"{key}: {_short(found.get(key))} there, {_short(expected[key])} now" for key in different)
+        more = f"; and {len(different) - 4} more" if len(different) > 4 else ""
         raise FolderError(
-            f"{folder} already holds another {what} ({shown}). Nothing was changed. Choose another folder or delete it."
+            f"{folder} already holds another {what} ({'; '.join(different[:4])}{more}). Nothing was changed. "
+            "Choose another folder or delete it."
         )
+
+
+def _differences(there: Any, now: Any, path: str) -> list[str]:
+    """One line for each value that differs, down to the innermost key: 'plan.seed: 0 there, 1 now'."""
+    if isinstance(there, dict) and isinstance(now, dict):
+        keys = sorted({*there, *now})
+        return [line for key in keys for line in _differences(there.get(key), now.get(key), f"{path}.{key}")]
+    return [] if there == now else [f"{path}: {_short(there)} there, {_short(now)} now"]
 
 
 def _short(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 It knows models, examples and objectives only by their types; live teachers and recordings are the same to it.
 Sums and counts are gathered over micro-batches and ranks and divided once, so how a batch is split changes nothing.
-Every random draw is a function of (plan.seed, step), so a resumed run is the same run.
+Every random draw is a function of (plan.seed, step, rank), so a resumed run is the same run.
 """
 
 from __future__ import annotations
@@ -17,33 +17,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from stillroom import checkpoint, settings
-from stillroom.digests import data_description, json_digest, state_digest
+from stillroom import checkpoint
+from stillroom.devices import accelerator_for, optimiser_for, seed_draws
 from stillroom.environment import environment
-from stillroom.errors import DataError, PairError, SignalError, UsageError, missing_extra
+from stillroom.errors import DataError, SignalError, UsageError
 from stillroom.files import claim_folder, write_json
-from stillroom.objectives import built, weighted_sum
-from stillroom.plan import ALL, Plan, micro_batches, totals_of, weights_of
+from stillroom.objectives import built, learns, weighted_sum
+from stillroom.plan import ALL, Plan, check_counts, micro_batches, resolved, totals_of, weights_of
 from stillroom.progress import bar
-from stillroom.students.networks import CONFIG, WEIGHTS, Student, describe_student, save_student
-from stillroom.types import Batch, Examples, Model, Objective, Signal, check_batch_of, identity_of
+from stillroom.students.networks import CONFIG, Student, describe_student, save_student
+from stillroom.types import Batch, Examples, Model, Objective, Signal
+
+ROWS = 200  # of history, at most (and the last step)
 
 
 @dataclass(frozen=True)
 class Step:
     """What a watcher sees of a logged step. Loss and terms are averages over the whole batch, all ranks."""
 
-    step: int
-    epoch: float
-    loss: float
+    step: int  # counted from 0
+    epoch: float  # passes over the examples before it
+    loss: float  # before the step's update
     terms: Mapping[str, float]
     learning_rate: float
-    examples: int
+    examples: int  # seen before it
 
 
 def fit(
@@ -63,21 +62,32 @@ def fit(
 
     With a ``folder``, training can be killed at any time and goes on from its last checkpoint to the same weights, bit
     for bit on one machine; a finished folder is opened, not trained again; a folder of another training is refused.
-    ``trackers``: names that Accelerate knows, such as 'tensorboard' (extra ``track``).
-    Raises PairError when the teacher does not fit the data or the student, DataError when nothing is labelled or
-    counted, SignalError when the loss is not finite (which step).
+    Splitting a batch (plan.accumulation, ranks of ``accelerate launch``) does not change the result, but for networks
+    that draw (dropout) or whose layers mix examples (batch norm).
+    ``trackers``: names that Accelerate knows, such as 'tensorboard' (extra ``track``), written below the folder.
+
+    Raises FolderError for a folder of another training (what differs; nothing is touched) or a damaged checkpoint,
+    PairError when teacher, student and data do not belong together, DataError when nothing is labelled or counted,
+    SignalError when the loss is not finite (which step), UsageError for a student that cannot train.
     """
     folder = Path(folder) if folder else None
-    plan = _resolved(plan or Plan(), teacher, examples, objective)
-    about = _about(student, teacher, examples, objective, plan)
+    plan = resolved(plan or Plan(), student.classes, teacher, examples, objective)
+    about = checkpoint.about(student, teacher, examples, objective, plan)
+    if getattr(objective, "needs_labels", False) and about["data"]["labelled"] == 0:
+        raise DataError(f"{objective} needs labels, and none of the {len(examples)} examples has one.")
     if folder is not None:
-        claim_folder(folder, CONFIG, {"training": about["training"]}, "training")
-        if (folder / WEIGHTS).is_file() and checkpoint.finished(folder):
+        claim_folder(folder, CONFIG, about, "training")
+        if checkpoint.finished(folder):
             return checkpoint.restored(student, folder)
     run = _Run(student, teacher, examples, objective, plan, folder, trackers)
-    if folder is not None and run.is_main:
-        write_json(folder / CONFIG, {**describe_student(run.student), **about, "complete": False})
-    return run.train(about, watchers, checkpoint_seconds, progress)
+    if folder is not None and run.accelerator.is_main_process:
+        write_json(folder / CONFIG, {**describe_student(student), **about, "complete": False})
+    try:
+        run.train(watchers, checkpoint_seconds, progress)
+    finally:
+        for tracker in run.accelerator.trackers:  # not end_training(): it would end the ranks' process group too
+            tracker.finish()
+    return run.finish(about)
 
 
 class _Run:
@@ -93,148 +103,159 @@ class _Run:
         folder: Path | None,
         trackers: Sequence[str],
     ) -> None:
-        AcceleratorState._reset_state()  # so that one process can fit with one precision after another
-        self.accelerator = _accelerator(plan, trackers, folder)
-        if getattr(objective, "couples_examples", False) and self.accelerator.num_processes > 1:
+        self.accelerator = accelerator_for(plan, trackers, folder)
+        self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
+        if getattr(objective, "couples_examples", False) and self.ranks > 1:
             raise UsageError(f"{objective} depends on which examples share a batch: train it on one process.")
-        self.plan, self.examples, self.folder = plan, examples, folder
-        self.student = student.copy().with_features(tuple(getattr(objective, "student_features", ())))
-        wanted = tuple(getattr(objective, "teacher_features", ()))
-        self.teacher = teacher.with_features(wanted) if wanted and hasattr(teacher, "with_features") else teacher  # type: ignore[union-attr]
-        self.objective, self.learned = self._build(objective)
-        parameters = [p for m in (self.student.net, *self.learned) for p in m.parameters() if p.requires_grad]
-        if not parameters:
+        self.plan, self.examples, self.folder, self.student = plan, examples, folder, student
+        self.teacher = _frozen(teacher, tuple(getattr(objective, "teacher_features", ())))
+        self.views: Sequence[int] | None = getattr(teacher, "views", None)
+        live = student.copy().with_features(tuple(getattr(objective, "student_features", ())))
+        if hasattr(live.adapter, "remembering") and not getattr(examples, "augmented", False):
+            live = dataclasses.replace(live, adapter=live.adapter.remembering())  # type: ignore[attr-defined]
+        self.objective, self.learned = self._build(objective, live)
+        own = [p for p in live.net.parameters() if p.requires_grad]
+        if not own:
             raise UsageError("the student has no trainable parameter. Check requires_grad.")
-        self.net, self.optimiser = self.accelerator.prepare(self.student.net, _optimiser(plan, parameters))
-        self.live = dataclasses.replace(self.student, net=self.net)
-        self.is_main = self.accelerator.is_main_process
+        self.parameters = [*own, *(p for module in self.learned for p in module.parameters() if p.requires_grad)]
+        self.net, prepared = self.accelerator.prepare(live.net, optimiser_for(plan, self.parameters))
+        # the wrapper is for the scaler of fp16; it looks for packages on disk at every step
+        self.optimiser = prepared if self.accelerator.scaler is not None else prepared.optimizer
+        self.live = dataclasses.replace(live, net=self.net)
         self.total = plan.total_steps(len(examples))
-        self.step, self.seconds, self.history = 0, 0.0, list[dict[str, Any]]()
+        self.step, self.seconds, self.history = checkpoint.load(folder, self._parts()) if folder else (0, 0.0, [])
+        self.began = self.step
         self.seen: dict[str, float] = {}
-        if trackers:
-            self.accelerator.init_trackers("trackers", config=_flat(settings.describe(plan)))
 
-    @property
-    def _recorded_views(self) -> Sequence[int] | None:
-        return getattr(self.teacher, "views", None)
-
-    def _build(self, objective: Any) -> tuple[Any, list[nn.Module]]:
-        """Projectors need shapes, so one small batch is answered by both sides first."""
-        if not getattr(objective, "student_features", ()):
+    def _build(self, objective: Any, live: Student) -> tuple[Any, list[nn.Module]]:
+        """Projectors need shapes, so two examples are answered by both sides first."""
+        if not learns(objective):
             return objective, []
-        self.student.net.to(self.accelerator.device)
-        ((batch, _),) = micro_batches(
-            dataclasses.replace(self.plan, batch_size=2, accumulation=1), self.examples, 0, self._recorded_views
-        )
-        set_seed(self.plan.seed)
-        with torch.no_grad():
-            said = self.student.predict(batch)
-            target = self.teacher(batch).to(self.accelerator.device) if self.teacher else Signal()
-        return built(objective, said, target)
+        live.net.to(self.accelerator.device)
+        small = dataclasses.replace(self.plan, batch_size=2, accumulation=1)
+        ((batch, _),) = micro_batches(small, self.examples, 0, self.views)
+        seed_draws(self.plan.seed, -1, 0, self.accelerator.device)
+        return built(objective, live.predict(batch), self._ask(batch))
 
-    def train(self, about: dict[str, Any], watchers: Sequence[Any], every: float, progress: bool) -> Student:
-        self._resume()
-        if hasattr(getattr(self.teacher, "net", None), "eval"):
-            self.teacher.net.eval()  # type: ignore[union-attr]
+    def train(self, watchers: Sequence[Callable[[Step], None]], every: float, progress: bool) -> None:
+        """The loop. Rows of history are logged now and then, the state is saved ``every`` so many seconds."""
+        logged = math.ceil(self.total / ROWS)
         title = f"fit {self.folder.name if self.folder else self.student.name}"
-        logged = max(1, self.total // 200)
-        began = saved = time.monotonic()
-        with bar(title, self.total, done=self.step, shown=progress and self.is_main) as advance:
+        main = self.accelerator.is_main_process
+        earlier, began, saved = self.seconds, time.monotonic(), time.monotonic()
+        with bar(title, self.total, done=self.step, shown=progress and main) as advance:
             while self.step < self.total:
+                terms = self._train_step()
                 last = self.step + 1 == self.total
-                row = self._train_step(log=self.step % logged == 0 or last)
-                self.step += 1
-                if row is not None:
+                if last or self.step % logged == 0:
+                    row = self._row(terms)
                     self._log(row, watchers)
-                advance(1, f"loss {row.loss:.4f}" if row else "")
-                if self.folder and not last and time.monotonic() - saved >= every:
-                    self._checkpoint(time.monotonic() - began)
+                    advance(0, f"loss {row.loss:.4f}")
+                self.step += 1
+                advance(1)
+                self.seconds = earlier + time.monotonic() - began
+                if main and self.folder and not last and time.monotonic() - saved >= every:
+                    checkpoint.save(self.folder, self._parts(), self.step, self.seconds, self.history)
                     saved = time.monotonic()
-        return self._finish(about, self.seconds + time.monotonic() - began)
 
-    def _train_step(self, log: bool) -> Step | None:
-        """One optimiser step on one batch, however it is split."""
+    def _train_step(self) -> dict[str, float]:
+        """One optimiser step on one batch, however it is split; this rank's share of each term."""
         plan, accelerator = self.plan, self.accelerator
-        rank, ranks = accelerator.process_index, accelerator.num_processes
-        set_seed(((plan.seed * 1_000_003 + self.step) * 64 + rank) % 2**32)
-        batches = micro_batches(plan, self.examples, self.step, self._recorded_views, rank, ranks)
-        weights = [weights_of(batch, self.objective, plan.average, weight) for batch, weight in batches]
+        seed_draws(plan.seed, self.step, self.rank, accelerator.device)
+        batches = micro_batches(plan, self.examples, self.step, self.views, self.rank, self.ranks)
+        weights = [weights_of(batch, self.objective, plan.average, share) for batch, share in batches]
         totals = self._totals(weights)
-        self._check_counts(totals, batches[0][0])
-        rate = plan.learning_rate_at(self.step, self.total)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        check_counts(totals, batches[0][0])
+        self._check_seen(totals)
         self.net.train()
         sums: dict[str, Tensor] = {}
         for number, (batch, _) in enumerate(batches):
             last = number + 1 == len(batches)
             with nullcontext() if last else accelerator.no_sync(self.net):  # ranks exchange gradients once a step
                 self._backward(batch, weights[number], totals, sums)
-        self._reduce_learned()
-        if plan.clip_norm is not None:
-            parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-            accelerator.clip_grad_norm_(parameters, plan.clip_norm)
+        self._share_gradients()
+        norm = accelerator.clip_grad_norm_(self.parameters, plan.clip_norm or math.inf)
+        terms = self._finite(sums, norm)
+        for group in self.optimiser.param_groups:
+            group["lr"] = plan.learning_rate_at(self.step, self.total)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        return self._row(sums, rate) if log else None
+        return terms
 
-    def _backward(self, batch: Batch, weights: Mapping[str, Tensor], totals: Mapping[str, float], sums: Any) -> None:
-        with torch.no_grad():
-            target = self.teacher(batch).to(self.accelerator.device) if self.teacher is not None else Signal()
+    def _backward(
+        self, batch: Batch, weights: Mapping[str, Tensor], totals: Mapping[str, float], sums: dict[str, Tensor]
+    ) -> None:
+        """Add one micro-batch's gradient, and its part of each term to ``sums``."""
+        target = self._ask(batch)
         with self.accelerator.autocast():
             terms = self.objective(self.live(batch), target, batch)
-            loss: Tensor | None = None
-            for name, values in terms.items():
-                weight = weights.get(name, weights[ALL]).to(values.device)
-                term = weighted_sum(values, weight) / max(totals.get(name, totals[ALL]), 1e-12)
-                sums[name] = sums.get(name, 0.0) + term.detach()
-                loss = term if loss is None else loss + term
-        if loss is None:
+        if not terms:
             raise UsageError(f"{self.objective} returned no terms.")
-        # DDP averages over ranks; the division has been done, so the average is made a sum again.
-        self.accelerator.backward(loss * self.accelerator.num_processes)
+        loss: Any = 0.0
+        for name, values in terms.items():
+            weight = weights.get(name, weights[ALL]).to(values.device)
+            term = weighted_sum(values, weight) / (totals.get(name, totals[ALL]) or 1.0)  # 0 where nothing is counted
+            sums[name] = sums[name] + term.detach() if name in sums else term.detach()
+            loss = loss + term
+        # Ranks are averaged; the division has been done, so the average is made a sum again.
+        self.accelerator.backward(loss * self.ranks)
+
+    @torch.no_grad()
+    def _ask(self, batch: Batch) -> Signal:
+        return Signal() if self.teacher is None else self.teacher(batch).to(self.accelerator.device)
 
     def _totals(self, weights: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+        """What each term's sum is divided by: its weights in this step, over micro-batches and ranks."""
         local = totals_of(weights)
-        if self.accelerator.num_processes == 1:
+        if self.ranks == 1:
             return local
         numbers = torch.tensor(list(local.values()), dtype=torch.float64, device=self.accelerator.device)
         summed: Any = self.accelerator.reduce(numbers, "sum")
         return dict(zip(local, summed.tolist(), strict=True))
 
-    def _check_counts(self, totals: Mapping[str, float], batch: Batch) -> None:
-        if totals[ALL] == 0:
-            raise DataError(
-                f"no position counts in the batch of {list(batch.ids[:3])} and others (its mask is False everywhere). "
-                "Check the mask, or leave such examples out."
-            )
+    def _check_seen(self, totals: Mapping[str, float]) -> None:
         for name, total in totals.items():
             self.seen[name] = self.seen.get(name, 0.0) + total
-        if self.step + 1 in (self.total, self.plan.steps_per_epoch(len(self.examples))):
+        if self.step + 1 - self.began == self.plan.steps_per_epoch(len(self.examples)):
             for name, total in self.seen.items():
                 if total == 0:
                     raise DataError(f"the term {name!r} counted nothing in a whole epoch: no example is labelled.")
 
-    def _reduce_learned(self) -> None:
-        if self.accelerator.num_processes > 1:
-            for module in self.learned:
-                for parameter in module.parameters():
-                    if parameter.grad is not None:
-                        parameter.grad = self.accelerator.reduce(parameter.grad, "mean")  # type: ignore[assignment]
-
-    def _row(self, sums: Mapping[str, Tensor], rate: float) -> Step:
-        values = torch.stack([total.double() for total in sums.values()])
-        if self.accelerator.num_processes > 1:
-            values = self.accelerator.reduce(values, "sum")
-        terms = dict(zip(sums, values.tolist(), strict=True))  # type: ignore[union-attr]
-        loss = math.fsum(terms.values())
-        if not math.isfinite(loss):
-            raise SignalError(
-                f"the loss became {loss} at step {self.step} ({terms}). Lower plan.learning_rate={rate:.3g}, "
-                "or check the inputs and the teacher's answers for extreme values (stillroom doctor)."
+    def _share_gradients(self) -> None:
+        """Average over ranks what DDP does not: the gradients of projectors."""
+        if self.ranks == 1:
+            return
+        if any(p.grad is None for p in self.parameters):
+            raise UsageError(
+                "the objective does not reach every trainable parameter of the student, and ranks would wait for it. "
+                "Set requires_grad=False where nothing is learned, or train on one process."
             )
-        epoch = self.step / self.plan.steps_per_epoch(len(self.examples))
-        return Step(self.step, epoch, loss, terms, rate, self.step * self.plan.batch_size)
+        for parameter in (p for module in self.learned for p in module.parameters() if p.requires_grad):
+            parameter.grad = self.accelerator.reduce(parameter.grad, "mean")  # type: ignore[assignment]
+
+    def _finite(self, sums: Mapping[str, Tensor], norm: Any) -> dict[str, float]:
+        """The terms as numbers, once loss and gradient are known to be finite: before they reach the weights."""
+        *found, size = torch.stack([*(total.float() for total in sums.values()), norm.float()]).tolist()
+        terms = dict(zip(sums, found, strict=True))
+        # in fp16 a gradient may overflow: the scaler then leaves the step out
+        broken = [*found] if self.plan.precision == "fp16" else [*found, size]
+        if all(map(math.isfinite, broken)):
+            return terms
+        what = f"loss became {math.fsum(found)}" if not math.isfinite(sum(found)) else f"gradient became {size}"
+        rate = self.plan.learning_rate_at(self.step, self.total)
+        raise SignalError(
+            f"the {what} at step {self.step} ({terms}). Lower plan.learning_rate (here {rate:.3g}), or check the "
+            "inputs and the teacher's answers for extreme values."
+        )
+
+    def _row(self, terms: Mapping[str, float]) -> Step:
+        if self.ranks > 1:
+            values = torch.tensor(list(terms.values()), dtype=torch.float64, device=self.accelerator.device)
+            summed: Any = self.accelerator.reduce(values, "sum")
+            terms = dict(zip(terms, summed.tolist(), strict=True))
+        seen = self.plan.examples_before(self.step, len(self.examples))
+        rate = self.plan.learning_rate_at(self.step, self.total)
+        return Step(self.step, seen / len(self.examples), math.fsum(terms.values()), terms, rate, seen)
 
     def _log(self, row: Step, watchers: Sequence[Callable[[Step], None]]) -> None:
         self.history.append(dataclasses.asdict(row))
@@ -242,87 +263,29 @@ class _Run:
         for watch in watchers:
             watch(row)
 
-    def _modules(self) -> dict[str, nn.Module]:
-        inner = self.accelerator.unwrap_model(self.net)
-        return {"net": inner, **{f"learned.{number}": module for number, module in enumerate(self.learned)}}
+    def _parts(self) -> dict[str, Any]:
+        """What has a state that the next step depends on."""
+        net = self.accelerator.unwrap_model(self.net)
+        parts = {"net": net, "optimiser": self.optimiser, "scaler": self.accelerator.scaler}
+        parts |= {f"learned.{number}": module for number, module in enumerate(self.learned)}
+        return {name: part for name, part in parts.items() if part is not None}
 
-    def _checkpoint(self, seconds: float) -> None:
-        if self.is_main and self.folder is not None:
-            spent = self.seconds + seconds
-            checkpoint.save(self.folder, self._modules(), self.optimiser, self.step, spent, self.history, self.seen)
-        self.accelerator.wait_for_everyone()
-
-    def _resume(self) -> None:
-        found = checkpoint.load(self.folder, self._modules(), self.optimiser) if self.folder else None
-        if found is not None:
-            self.step, self.seconds, self.history, self.seen = found
-
-    def _finish(self, about: Mapping[str, Any], seconds: float) -> Student:
-        trained = dataclasses.replace(
-            self.student, net=self.accelerator.unwrap_model(self.net).eval(), features=self.student.features
-        )
-        if self.folder is not None and self.is_main:
+    def finish(self, about: Mapping[str, Any]) -> Student:
+        """The trained student, saved."""
+        net = self.accelerator.unwrap_model(self.net, keep_fp32_wrapper=False)
+        trained = dataclasses.replace(self.student, net=net.eval())
+        if self.folder is not None and self.accelerator.is_main_process:
             checkpoint.write_history(self.folder, self.history)
-            extra = {**about, "complete": True, "steps": self.total, "seconds": round(seconds, 3)}
+            extra = {**about, "complete": True, "steps": self.total, "seconds": round(self.seconds, 3)}
             save_student(trained, self.folder, {**extra, "environment": environment()})
             checkpoint.discard(self.folder)
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
         return trained
 
 
-def _resolved(plan: Plan, teacher: Any, examples: Examples, objective: Any) -> Plan:
-    """The plan with nothing left open, and the pairs that cannot work refused."""
-    check_batch_of(examples)
-    if getattr(objective, "couples_examples", False) and plan.accumulation > 1:
-        raise UsageError(
-            f"{objective} depends on which examples share a batch, so plan.accumulation={plan.accumulation} would "
-            "change it. Set it to 1."
-        )
-    recorded = getattr(teacher, "views", None)
-    if hasattr(teacher, "check_data"):
-        teacher.check_data(examples)
-    if recorded is not None and plan.views is not None and plan.views > len(recorded):
-        raise PairError(f"plan.views={plan.views}, but the recording holds {len(recorded)} views of each example.")
-    if recorded is not None and plan.views is None:
-        return dataclasses.replace(plan, views=len(recorded))
-    if hasattr(teacher, "check_data") and recorded is None and plan.views is None:
-        return dataclasses.replace(plan, views=0)
-    return plan
-
-
-def _about(student: Student, teacher: Any, examples: Examples, objective: Any, plan: Plan) -> dict[str, Any]:
-    """What trained the student, as student.json says it; ``training`` is the digest of all of it."""
-    said = settings.describe(identity_of(teacher)) if teacher is not None else None
-    manifest = getattr(teacher, "manifest", None)
-    about = {
-        "plan": settings.describe(plan),
-        "objective": settings.describe(objective),
-        "teacher": said,
-        "recording": json_digest(manifest) if manifest else None,
-        "data": data_description(examples),
-        "initial_digest": state_digest(student.net.state_dict()),
-    }
-    return {**about, "training": json_digest(about)}
-
-
-def _accelerator(plan: Plan, trackers: Sequence[str], folder: Path | None) -> Accelerator:
-    if trackers and folder is None:
-        raise UsageError(f"trackers={list(trackers)} need a folder to write to. Pass folder=.")
-    precision = "no" if plan.precision == "fp32" else plan.precision
-    try:
-        return Accelerator(mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder)
-    except ImportError as error:
-        raise missing_extra(", ".join(trackers), "track") from error
-
-
-def _optimiser(plan: Plan, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    if plan.optimiser == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=plan.learning_rate, momentum=plan.momentum, weight_decay=plan.weight_decay
-        )
-    return torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay)
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if isinstance(value, int | float | str | bool)}
+def _frozen(teacher: Any, features: tuple[str, ...]) -> Any:
+    """The teacher that gives these features, in evaluation mode."""
+    for net in (teacher, getattr(teacher, "net", None)):
+        if isinstance(net, nn.Module):
+            net.eval()
+    return teacher.with_features(features) if features and hasattr(teacher, "with_features") else teacher

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -41,7 +42,7 @@ class Columns:
 
 def device_of(net: nn.Module) -> torch.device:
     """Where the network's first parameter or buffer lies; the CPU for a network without any."""
-    for tensor in (*net.parameters(), *net.buffers()):
+    for tensor in chain(net.parameters(), net.buffers()):
         return tensor.device
     return torch.device("cpu")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,11 @@ def position_weights(counted: Tensor, average: Average = "position") -> Tensor:
 
 
 def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
-    """The sum of weights * values [...]; what has weight 0 is removed, so NaN there reaches neither value nor gradient.
+    """The sum of weights * values [...], float32 at least; what has weight 0 is removed: NaN there reaches nothing.
 
-    Values with further dimensions than the weights are averaged over those first.
+    Values with further dimensions than the weights are averaged over those first. Raises ShapeError, with both shapes.
     """
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
     if values.dim() > weights.dim() and values.shape[: weights.dim()] == weights.shape:
         values = values.flatten(weights.dim()).mean(-1)
     if values.shape != weights.shape:
@@ -44,9 +45,10 @@ def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
 def masked_mean(values: Tensor, mask: Tensor | None = None, average: Average = "position") -> Tensor:
     """The mean of ``values`` [...] over the positions where ``mask`` [...] is True; 0, with a gradient, where none is.
 
-    Masked means removed: sum(values[mask]) / count. ``average='example'`` averages each example's positions first.
+    Masked means removed: sum(values[mask]) / count, float32 at least. ``average='example'`` averages each example's
+    positions first, then the examples that have one. Raises ShapeError where the mask does not fit.
     """
-    mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
+    mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool().to(values.device)
     weights = position_weights(mask, average)
     return weighted_sum(values, weights) / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
@@ -61,8 +63,11 @@ def counted_positions(batch: Batch) -> Tensor:
     return torch.ones(len(batch), dtype=torch.bool)
 
 
-def _where_counted(counted: Tensor, compute: Callable[[Tensor | slice], Tensor]) -> Tensor:
-    """``compute`` on the counted positions only, 0 elsewhere: an uncounted position cannot poison the gradient."""
+def where_counted(counted: Tensor, compute: Callable[[Tensor | slice], Tensor]) -> Tensor:
+    """``compute`` on the counted positions only, 0 elsewhere.
+
+    A NaN at an uncounted position, multiplied by a gradient of 0, would be NaN in the gradient of everything before it.
+    """
     if bool(counted.all()):
         return compute(slice(None))
     found = compute(counted)
@@ -99,7 +104,7 @@ class SoftTargets:
             return self.divergence(ours[where], theirs[where], **settings)
 
         counted = positions(batch, ours.shape, _device(student))
-        values = _where_counted(counted, compute)
+        values = where_counted(counted, compute)
         return {"soft_targets": values * self.temperature**2 if self.scale_by_temperature_squared else values}
 
 
@@ -107,29 +112,29 @@ class SoftTargets:
 class HardLabels:
     """The student matches the labels: cross-entropy in nats [...], or for float labels the squared error, mean over D.
 
-    Unlabelled positions (-100, or NaN) are 0 and do not count. Term: ``hard_labels``.
-    Raises DataError when there are no labels, or a label lies outside the student's classes (which example).
+    Unlabelled positions (-100, or NaN in any of D) are 0 and do not count. Term: ``hard_labels``.
+    Raises DataError when there are no labels, or a label lies outside the student's classes (which example), and
+    ShapeError when labels and mask differ.
     """
+
+    needs_labels: ClassVar[bool] = True
 
     def __call__(self, student: Signal, teacher: Signal, batch: Batch) -> Mapping[str, Tensor]:
         if batch.labels is None:
             raise DataError("HardLabels needs labels, and the examples have none. Choose SoftTargets, or add labels.")
+        counted = self._labelled(batch)
         if batch.labels.is_floating_point():
-            values = student.need_values("HardLabels on float labels")
-            labels = batch.labels.to(values.device)
-            return {
-                "hard_labels": _where_counted(
-                    self._labelled(batch).to(values.device), lambda where: mean_squared(values[where], labels[where])
-                )
-            }
+            ours = student.need_values("HardLabels on float labels")
+            labels, counted = batch.labels.to(ours.device), counted.to(ours.device)
+            return {"hard_labels": where_counted(counted, lambda where: mean_squared(ours[where], labels[where]))}
         logits = as_logits(student.need_logits("HardLabels"))
         _check_labels(batch, logits.vocabulary)
         device = _device(student)
-        labels = batch.labels.to(device)
-        counted = self._labelled(batch).to(device)
-        return {"hard_labels": _where_counted(counted, lambda where: cross_entropy(logits[where], labels[where]))}
+        labels, counted = batch.labels.to(device), counted.to(device)
+        return {"hard_labels": where_counted(counted, lambda where: cross_entropy(logits[where], labels[where]))}
 
     def counted(self, batch: Batch) -> Mapping[str, Tensor]:
+        """The labelled positions [...] among those that count."""
         return {"hard_labels": self._labelled(batch)}
 
     @staticmethod
@@ -137,9 +142,11 @@ class HardLabels:
         counted = counted_positions(batch)
         if batch.labels is None:
             return torch.zeros_like(counted)
-        if batch.labels.is_floating_point():
-            return counted & ~batch.labels.isnan().any(-1)
-        return counted & (batch.labels != UNLABELLED)
+        floats = batch.labels.is_floating_point()
+        labelled = ~batch.labels.isnan().any(-1) if floats else batch.labels != UNLABELLED
+        if labelled.shape != counted.shape:
+            raise ShapeError(f"the labels have positions {list(labelled.shape)}, but the mask {list(counted.shape)}.")
+        return counted & labelled
 
 
 def _check_labels(batch: Batch, classes: int) -> None:
@@ -168,7 +175,7 @@ class MatchValues:
         if ours.shape != theirs.shape:
             raise ShapeError(f"the student's values have shape {list(ours.shape)}, the teacher's {list(theirs.shape)}.")
         counted = positions(batch, ours.shape[:-1], ours.device)
-        return {"match_values": _where_counted(counted, lambda where: self.likeness(ours[where], theirs[where]))}
+        return {"match_values": where_counted(counted, lambda where: self.likeness(ours[where], theirs[where]))}
 
 
 @dataclass(frozen=True)
@@ -216,12 +223,23 @@ class Mix:
         return any(getattr(objective, "couples_examples", False) for objective, _ in self.parts)
 
     @property
+    def needs_labels(self) -> bool:
+        return any(getattr(objective, "needs_labels", False) for objective, _ in self.parts)
+
+    @property
     def student_features(self) -> tuple[str, ...]:
         return tuple(path for objective, _ in self.parts for path in getattr(objective, "student_features", ()))
 
     @property
     def teacher_features(self) -> tuple[str, ...]:
         return tuple(path for objective, _ in self.parts for path in getattr(objective, "teacher_features", ()))
+
+
+def learns(objective: Any) -> bool:
+    """Whether an objective, or a part of it, has parameters of its own to be built."""
+    return hasattr(objective, "build") or (
+        isinstance(objective, Mix) and any(learns(part) for part, _ in objective.parts)
+    )
 
 
 def built(objective: Any, student: Signal, teacher: Signal) -> tuple[Any, list[nn.Module]]:

@@ -2,49 +2,67 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from stillroom.errors import UsageError
+from stillroom.digests import key_hash
+from stillroom.errors import DataError, PairError, UsageError, nearest
 from stillroom.objectives import counted_positions, position_weights
-from stillroom.types import Average, Batch, Examples
+from stillroom.types import Average, Batch, Examples, check_batch_of, identity_of
 
 ALL = ""  # the key of the positions that count for every term without a count of its own
+Schedule = Literal["constant", "linear", "cosine"]
+Optimiser = Literal["adamw", "sgd"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that changes the numbers of a training, and nothing else. It is written into the passport as it is."""
+    """All that changes the numbers of a training, and nothing else. It is written into the passport as it is.
+
+    Raises UsageError for a setting out of range.
+    """
 
     epochs: float = 10.0  # passes over the examples; ignored when ``steps`` is given
     steps: int | None = None  # optimiser steps
     batch_size: int = 64  # examples per optimiser step, over all micro-batches and ranks
     accumulation: int = 1  # micro-batches per step and rank
-    optimiser: Literal["adamw", "sgd"] = "adamw"
+    optimiser: Optimiser = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     momentum: float = 0.9  # sgd only
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup: float = 0.0  # share of the steps in which the learning rate rises linearly
     clip_norm: float | None = 1.0  # largest gradient norm
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     average: Average = "position"
     views: int | None = None  # augmented views of each example, used in turn; None: the recording's, or always fresh
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"plan.{name} must be above 0, not {getattr(self, name)}.")
-        if self.steps is not None and self.steps < 1:
-            raise UsageError(f"plan.steps must be at least 1, not {self.steps}.")
+        for name in ("epochs", "batch_size", "accumulation", "learning_rate", "steps", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"plan.{name} must be above 0, not {value}.")
+        choices = {"optimiser": Optimiser, "schedule": Schedule, "precision": Precision, "average": Average}
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in get_args(allowed):
+                raise UsageError(f"plan.{name} is {value!r}{nearest(str(value), get_args(allowed))}")
+        if not 0 <= self.warmup <= 1:
+            raise UsageError(f"plan.warmup={self.warmup} is a share of the steps: choose a number from 0 to 1.")
         if self.accumulation > self.batch_size:
             raise UsageError(f"plan.accumulation={self.accumulation} is more than batch_size={self.batch_size}.")
+        for name in ("seed", "weight_decay", "momentum", "views"):
+            if (getattr(self, name) or 0) < 0:
+                raise UsageError(f"plan.{name} must not be negative, but is {getattr(self, name)}.")
 
     def total_steps(self, rows: int) -> int:
         """Optimiser steps over ``rows`` examples; the last, smaller batch of an epoch is kept."""
@@ -52,6 +70,11 @@ class Plan:
 
     def steps_per_epoch(self, rows: int) -> int:
         return math.ceil(rows / self.batch_size)
+
+    def examples_before(self, step: int, rows: int) -> int:
+        """How many examples were seen before a step, counted from 0."""
+        epochs, within = divmod(step, self.steps_per_epoch(rows))
+        return epochs * rows + within * self.batch_size
 
     def learning_rate_at(self, step: int, total: int) -> float:
         """The learning rate of a step, counted from 0; 'linear' and 'cosine' end near 0."""
@@ -63,6 +86,57 @@ class Plan:
         return self.learning_rate * factor[self.schedule]
 
 
+def resolved(plan: Plan, classes: tuple[str, ...] | None, teacher: Any, examples: Examples, objective: Any) -> Plan:
+    """The plan with nothing left open, once the parts are known to belong together.
+
+    ``classes``: the student's. Raises PairError for another class order, data or number of views on one side, and
+    UsageError for an objective that the plan would change.
+    """
+    check_batch_of(examples)
+    if getattr(objective, "couples_examples", False) and plan.accumulation > 1:
+        raise UsageError(
+            f"{objective} depends on which examples share a batch, so plan.accumulation={plan.accumulation} would "
+            "change it. Set it to 1."
+        )
+    others = {"teacher": None if teacher is None else identity_of(teacher).classes, "examples": _classes_of(examples)}
+    for whose, order in others.items():
+        if classes and order and order != classes:
+            raise PairError(
+                f"the student has the classes {_short(classes)}, the {whose} {_short(order)}. Number k must mean the "
+                "same class on both sides: give both the same order."
+            )
+    if teacher is not None and hasattr(
+        teacher, "check_data"
+    ):  # a recording: it answers about the data and the views that it holds
+        teacher.check_data(examples)
+        return dataclasses.replace(plan, views=_recorded_views(plan, teacher.views))
+    return plan
+
+
+def _recorded_views(plan: Plan, recorded: Sequence[int] | None) -> int:
+    if recorded is None:
+        if plan.views:
+            raise PairError(
+                f"plan.views={plan.views}, but the recording holds unaugmented answers only. "
+                f"Record with views={plan.views}, or leave plan.views out."
+            )
+        return 0
+    if plan.views is None:
+        return len(recorded)
+    if not 0 < plan.views <= len(recorded):
+        raise PairError(f"plan.views={plan.views}, but the recording holds {len(recorded)} views of each example.")
+    return plan.views
+
+
+def _classes_of(examples: Examples) -> tuple[str, ...] | None:
+    found = getattr(examples, "classes", None)
+    return tuple(found) if found else None
+
+
+def _short(classes: tuple[str, ...]) -> str:
+    return str(list(classes[:6])) + (f" and {len(classes) - 6} more" if len(classes) > 6 else "")
+
+
 def micro_batches(
     plan: Plan, examples: Examples, step: int, recorded: Sequence[int] | None = None, rank: int = 0, ranks: int = 1
 ) -> list[tuple[Batch, float]]:
@@ -72,14 +146,18 @@ def micro_batches(
     gets none answers one at weight 0, since ranks must stay in step.
     """
     epoch, within = divmod(step, plan.steps_per_epoch(len(examples)))
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(plan.seed * 7919 + epoch))
-    chosen = order[within * plan.batch_size : (within + 1) * plan.batch_size]
+    chosen = _order(plan.seed, epoch, len(examples))[within * plan.batch_size : (within + 1) * plan.batch_size]
     pieces = torch.tensor_split(chosen, ranks * plan.accumulation)[rank::ranks]
     mine = [(piece.tolist(), 1.0) for piece in pieces if len(piece)] or [([int(chosen[0])], 0.0)]
     views = views_of_epoch(plan, examples, epoch, recorded)
     return [
         (examples.batch(indices, None if views is None else [views] * len(indices)), weight) for indices, weight in mine
     ]
+
+
+@lru_cache(maxsize=2)  # every step of an epoch asks for it
+def _order(seed: int, epoch: int, rows: int) -> Tensor:
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(key_hash(f"order|{seed}", epoch)))
 
 
 def views_of_epoch(plan: Plan, examples: Examples, epoch: int, recorded: Sequence[int] | None) -> int | None:
@@ -102,4 +180,14 @@ def weights_of(batch: Batch, objective: Any, average: Average, weight: float = 1
 
 def totals_of(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     """The sum of the weights over micro-batches: what each term's sum is divided by, once."""
-    return {name: math.fsum(float(w[name].sum()) for w in weights) for name in sorted(weights[0])}
+    # in float64, so that the sum does not depend on how the batch is split
+    return {name: math.fsum(w[name].sum(dtype=torch.float64).item() for w in weights) for name in sorted(weights[0])}
+
+
+def check_counts(totals: Mapping[str, float], batch: Batch) -> None:
+    """Raises DataError when no position of a whole step counts; ``batch`` is one of its micro-batches."""
+    if totals[ALL] == 0:
+        raise DataError(
+            f"no position counts in the batch of {list(batch.ids[:3])} and others (its mask is False everywhere). "
+            "Check the mask, or leave such examples out."
+        )

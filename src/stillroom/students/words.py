@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import DataError, UsageError, nearest
+from stillroom.network import Adapter
 from stillroom.types import Column
 
 PADDING, UNKNOWN, FIRST_WORD = 0, 1, 2
 _words = re.compile(r"[a-z0-9']+").findall
+_REMEMBERED = 1 << 25  # numbers at most: 256 MiB
 _ROOM = 12  # characters per word looked at first: 100 words of a long article need not all of it
 
 
@@ -63,19 +65,44 @@ class Words:
             found = _words(text.lower())
         return [look_up(word, UNKNOWN) for word in found[:length]]
 
-    def __call__(self, inputs: Mapping[str, Column]) -> tuple[Tensor, ...]:
+    def texts(self, inputs: Mapping[str, Column]) -> tuple[str, ...]:
+        """The text column. Raises DataError when it is missing or not text."""
         texts = inputs.get(self.column)
         if texts is None or isinstance(texts, Tensor):
             if texts is not None:
                 raise DataError(f"column {self.column!r} holds tensors; words are found in text.")
             raise DataError(f"there is no text column {self.column!r}{nearest(self.column, inputs)}")
-        rows = [self.numbers(text) for text in texts]
-        longest = max(map(len, rows), default=0) or 1
-        if not rows:
-            return (torch.empty(0, longest, dtype=torch.int64),)
-        flat = array("q")
-        for row in rows:
-            flat.extend(row)
-            flat.extend((PADDING,) * (longest - len(row)))
-        # torch.tensor(list) takes four times as long, which is felt when one text is served
-        return (torch.frombuffer(flat, dtype=torch.int64).reshape(len(rows), longest),)
+        return texts
+
+    def __call__(self, inputs: Mapping[str, Column]) -> tuple[Tensor, ...]:
+        return (_padded([self.numbers(text) for text in self.texts(inputs)]),)
+
+    def remembering(self) -> Adapter:
+        """An adapter that answers as this one and keeps what it found: for training, where texts come again.
+
+        This one is left as it is, so a served student is timed with the work that it does.
+        """
+        seen: dict[str, array[int]] = {}
+
+        def numbers(text: str) -> array[int]:
+            found = seen.get(text)
+            if found is None:
+                found = array("q", self.numbers(text))
+                if len(seen) * self.length < _REMEMBERED:
+                    seen[text] = found
+            return found
+
+        return lambda inputs: (_padded([numbers(text) for text in self.texts(inputs)]),)
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """int64 [B, L], L the longest row, at least 1."""
+    longest = max(map(len, rows), default=0) or 1
+    if not rows:
+        return torch.empty(0, longest, dtype=torch.int64)
+    flat = array("q")
+    for row in rows:
+        flat.extend(row)
+        flat.extend((PADDING,) * (longest - len(row)))
+    # torch.tensor(list) takes four times as long, which is felt when one text is served
+    return torch.frombuffer(flat, dtype=torch.int64).reshape(len(rows), longest)

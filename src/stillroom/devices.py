@@ -1,0 +1,71 @@
+"""What Accelerate, and the machine, give to a training: devices, precision, trackers, the optimiser and its draws."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from torch import nn
+
+from stillroom.digests import key_hash
+from stillroom.errors import MissingExtraError, UsageError, missing_extra, nearest
+from stillroom.plan import Plan
+
+
+def accelerator_for(plan: Plan, trackers: Sequence[str], folder: Path | None) -> Accelerator:
+    """The Accelerator of one training, its trackers started below ``folder``.
+
+    Raises UsageError for a precision or tracker that cannot be used here, MissingExtraError for a tracker's library.
+    """
+    _check_trackers(trackers, folder)
+    AcceleratorState._reset_state()  # so that one process can fit with one precision after another
+    precision = "no" if plan.precision == "fp32" else plan.precision
+    try:
+        made = Accelerator(mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder)
+    except ValueError as error:
+        raise UsageError(f"plan.precision={plan.precision!r} cannot be used here: {error}") from None
+    # Both are read from the environment or left by an earlier Accelerator: backward would divide a second time.
+    made.gradient_accumulation_steps = 1
+    made.sync_gradients = True
+    if trackers:
+        config = {name: value for name, value in asdict(plan).items() if value is not None}
+        made.init_trackers("trackers", config=config)
+    return made
+
+
+def _check_trackers(trackers: Sequence[str], folder: Path | None) -> None:
+    if trackers and folder is None:
+        raise UsageError(f"trackers={list(trackers)} need a folder to write to. Pass folder=.")
+    for name in trackers:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise UsageError(f"there is no tracker {name!r}{nearest(name, LOGGER_TYPE_TO_CLASS)}")
+        if name not in map(str, get_available_trackers()):
+            if name == "tensorboard":
+                raise missing_extra(name, "track")
+            raise MissingExtraError(f"{name} is not installed. Install it, or choose 'tensorboard' (extra 'track').")
+
+
+def optimiser_for(plan: Plan, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW or SGD with the plan's settings, in one kernel for all parameters."""
+    rest: dict[str, Any] = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay, "fused": True}
+    if plan.optimiser == "sgd":
+        return torch.optim.SGD(parameters, momentum=plan.momentum, **rest)
+    return torch.optim.AdamW(parameters, **rest)
+
+
+def seed_draws(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Seed what a network may draw from. torch.manual_seed would cost milliseconds where CUDA is not in use."""
+    number = key_hash(f"draws|{seed}|{step}", rank)
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.default_generator.manual_seed(number)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(number)
