@@ -23,13 +23,13 @@ def digits(split: str) -> sr.Table:
     )
 
 
-def teacher(examples: sr.Table, workspace: Path | None = None, steps: int = 400) -> sr.Model:
+def teacher(examples: sr.Table, workspace: Path | None = None, steps: int = 600) -> sr.Model:
     """A small convolutional network trained on the labelled rows, in shifted views."""
     from stillroom.data.views import Shift
 
     start = sr.Student.make(
         "stillroom.students.architectures:small_cnn",
-        {"channels": 1, "classes": 10, "width": 16, "size": 8, "dropout": 0.2},
+        {"channels": 1, "classes": 10, "width": 32, "size": 8, "dropout": 0.4},
         classes=examples.classes,
         name="digits teacher",
     )

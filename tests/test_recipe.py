@@ -93,7 +93,7 @@ def test_nothing_is_left_to_a_default(tmp_path, monkeypatch):
     recipe, folder = load_recipe(EXAMPLES / "digits.yaml")
     ready = resolved(recipe, folder)
     assert ready.objective.arguments["scale_by_temperature_squared"] is True
-    assert ready.teacher.arguments["steps"] == 400
+    assert ready.teacher.arguments["steps"] == 600
     assert list(ready.files) == ["examples/digits.py"]
     assert len(ready.files["examples/digits.py"]) == 64
     assert resolved(ready, Path()) == ready

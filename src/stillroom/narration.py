@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from stillroom.exporting import Artifact
 from stillroom.preflight import show
 from stillroom.run import Run
 
+WIDTH = 120  # of the scoreboard, where there is no terminal to fit into
 # soft_wrap: paths stay on one line, so that they can be copied
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def say(what: Any) -> None:

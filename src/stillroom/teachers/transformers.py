@@ -165,7 +165,7 @@ def encoder_with_head(
     labels, classes = class_labels(batch, getattr(examples, "classes", None))
     tokens = Tokens(_load(AutoTokenizer, place), _length(length), column)
     net = EncoderWithHead(_load(AutoModel, place, dtype=torch.float32), Pool(pooling), nn.Identity()).eval()
-    net.head = fit_head(_embed(net, tokens, tokens.texts(batch.inputs)), labels, len(classes))
+    net.head = fit_head(_embed(net, tokens, tokens.texts(batch.inputs)), labels, len(classes)).eval()
     return _teacher(net, tokens, place, classes, licence)
 
 
