@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from stillroom import provenance
-from stillroom.data.splits import check_leakage, label_budget, split
+from stillroom.data.splits import check_leakage, keep_split, label_budget, split, unlabelled
 from stillroom.data.views import Chain
 from stillroom.divergences import DIVERGENCES, bind
 from stillroom.errors import DataError, UsageError, nearest
@@ -38,7 +38,7 @@ from stillroom.named import (
 from stillroom.objectives import Mix
 from stillroom.plan import Plan
 from stillroom.preflight import Check, Estimate, estimate, preflight
-from stillroom.recipe import Recipe, Use, keep_recipe, load_recipe
+from stillroom.recipe import Recipe, Split, Use, keep_recipe, load_recipe
 from stillroom.recording import Recording, open_recording, record
 from stillroom.report import write_report
 from stillroom.settings import name_of
@@ -59,22 +59,17 @@ class Run:
         """The examples by role: train (with the label budget), labelled, pool (what the student sees), test."""
         data = self.recipe.data
         if data.source is not None:
-            source = call(data.source, DATA, self.base, "source")
-            shares = (data.split.model_dump(exclude={"seed"}) if data.split else {"train": 0.8, "test": 0.2}).items()
-            parts = split(
-                source, {name: share for name, share in shares if share}, seed=data.split.seed if data.split else 0
-            )
+            parts = self._split(call(data.source, DATA, self.base, "source"))
         else:
             parts = {
                 role: call(use, DATA, self.base, "data") for role in ("train", "test") if (use := getattr(data, role))
             }
-        if data.duplicates != "allow":
-            parts = check_leakage(parts, drop=data.duplicates == "drop")
+        parts, shared = check_leakage(parts, data.duplicates)
         train = parts["train"]
         if data.labels is not None:
             train = label_budget(train, data.labels.count, seed=data.labels.seed)
         labelled = train.labelled()
-        pool = train if self.recipe.learn_from == "all" else train.unlabelled()
+        pool = train if self.recipe.learn_from == "all" else unlabelled(train)
         if len(pool) == 0:
             raise DataError("learn_from: unlabelled leaves no rows; give data.labels, or set learn_from: all.")
         augment = self._augment()
@@ -82,7 +77,16 @@ class Run:
             "train": train,
             "labelled": labelled.with_augment(augment),
             "pool": pool.with_augment(augment),
+            "shared": shared,
         }
+
+    def _split(self, source: Any) -> dict[str, Any]:
+        """The parts of one source; kept in the run's folder, so that a row that was tested is never trained on."""
+        shares = self.recipe.data.split or Split()
+        wanted = {name: share for name in ("train", "validation", "test") if (share := getattr(shares, name)) > 0}
+        if not self.folder.exists():  # only looking (doctor): nothing is written
+            return split(source, wanted, shares.seed)
+        return keep_split(self.folder / "splits.json", source, wanted, shares.seed)
 
     def _augment(self) -> Any:
         use = self.recipe.data.views

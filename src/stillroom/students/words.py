@@ -14,11 +14,12 @@ from torch import Tensor
 
 from stillroom.errors import DataError, UsageError, nearest
 from stillroom.network import Adapter
-from stillroom.types import Column
+from stillroom.types import Column, Examples
 
 PADDING, UNKNOWN, FIRST_WORD = 0, 1, 2
 _words = re.compile(r"[a-z0-9']+").findall
 _REMEMBERED = 1 << 25  # numbers at most: 256 MiB
+_ROWS = 512
 _ROOM = 12  # characters per word looked at first: 100 words of a long article need not all of it
 
 
@@ -106,3 +107,11 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
         flat.extend((PADDING,) * (longest - len(row)))
     # torch.tensor(list) takes four times as long, which is felt when one text is served
     return torch.frombuffer(flat, dtype=torch.int64).reshape(len(rows), longest)
+
+
+def fit_words(examples: Examples, size: int = 8000, length: int = 128, column: str = "text") -> Words:
+    """Words with the most frequent words of the examples' inputs; labels are not looked at."""
+    reader, texts = Words((), length, column), list[str]()
+    for start in range(0, len(examples), _ROWS):
+        texts += reader.texts(examples.batch(range(start, min(start + _ROWS, len(examples))), None).inputs)
+    return Words.fit(texts, size, length, column)
