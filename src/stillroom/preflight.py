@@ -293,7 +293,7 @@ def show(checks: Sequence[Check], cost: Estimate | None = None) -> Group:
         return Group(table)
     line = (
         f"estimate: record {_seconds(cost.record_seconds)}, fit {_seconds(cost.fit_seconds)} a training, "
-        f"{cost.disk_bytes / 1e6:,.1f} MB on disk, {cost.memory_bytes / 1e6:,.0f} MB to train the student"
+        f"{cost.disk_bytes / 1e6:,.1f} MB on disk, {cost.memory_bytes / 1e6:,.1f} MB to train the student"
     )
     return Group(table, Text(line))
 

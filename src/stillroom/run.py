@@ -104,7 +104,9 @@ class Run:
     @property
     def _offered(self) -> dict[str, Any]:
         train = self.data["train"]
-        offered: dict[str, Any] = {"examples": train, "folder": self.base, "workspace": self.folder / "teacher"}
+        offered: dict[str, Any] = {"examples": train, "folder": self.base}
+        if self.folder.exists():  # a teacher that is trained keeps its work there, so that every stage opens the same one
+            offered["workspace"] = self.folder / "teacher"
         if train.classes is not None:
             offered |= {"classes": train.classes}
         return offered
