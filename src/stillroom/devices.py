@@ -32,6 +32,8 @@ def accelerator_for(plan: Plan, trackers: Sequence[str], folder: Path | None) ->
         made = Accelerator(mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder)
     except ValueError as error:
         raise UsageError(f"plan.precision={plan.precision!r} cannot be used here: {error}") from None
+    if precision != "no" and not made.native_amp:  # it would train in fp32, and the plan would say otherwise
+        raise UsageError(f"plan.precision={plan.precision!r} is not possible on {made.device.type!r}. Choose 'bf16'.")
     # Both are read from the environment or left by an earlier Accelerator: backward would divide a second time.
     made.gradient_accumulation_steps = 1
     made.sync_gradients = True

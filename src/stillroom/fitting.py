@@ -273,6 +273,8 @@ class _Run:
     def finish(self, about: Mapping[str, Any]) -> Student:
         """The trained student, saved."""
         net = self.accelerator.unwrap_model(self.net, keep_fp32_wrapper=False)
+        if "forward" not in vars(self.student.net):
+            vars(net).pop("forward", None)  # unwrapping leaves the class's own method on the instance
         trained = dataclasses.replace(self.student, net=net.eval())
         if self.folder is not None and self.accelerator.is_main_process:
             checkpoint.write_history(self.folder, self.history)
