@@ -1,6 +1,5 @@
 """A sealed run with every stage's files in it: real student, recording and export, a report by hand."""
 
-import functools
 import shutil
 
 import pytest
@@ -87,15 +86,14 @@ def made(folder):
     return folder
 
 
-@functools.cache
-def made_once(tmp_path_factory):
-    """One run for all modules that import the fixture."""
-    return made(tmp_path_factory.mktemp("runs") / "tiny")
+ONCE = []  # one run for all modules that import the fixture
 
 
 @pytest.fixture(scope="session")
 def sealed_run(tmp_path_factory):
-    return made_once(tmp_path_factory)
+    if not ONCE:
+        ONCE.append(made(tmp_path_factory.mktemp("runs") / "tiny"))
+    return ONCE[0]
 
 
 def copied(run, tmp_path, without=None):

@@ -1,6 +1,8 @@
 """An export is the student in another file: measured on every example, refused when it is not."""
 
+import functools
 import json
+import shutil
 
 import onnx
 import pytest
@@ -8,11 +10,14 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from stillroom.data import Table
 from stillroom.errors import FolderError, MissingExtraError, ParityError, UsageError
-from stillroom.exporting import TARGETS, Artifact, Tolerance, export, load_artifact
+from stillroom.exporting import TARGETS, Artifact, Tolerance, Written, export, load_artifact
+from stillroom.exporting.onnx import open_model
 from stillroom.measures import METRICS
 from stillroom.network import Columns
 from stillroom.students.networks import Student
+from stillroom.students.words import Words
 from stillroom.types import Batch, Dense, Signal
 
 WORDS, EMBEDDED = 3000, 32
@@ -87,8 +92,10 @@ def trained(net, x, labels, steps=60):
     return net.eval()
 
 
+@functools.cache
 def case(kind, rows=160):
     """(student, examples): a small net fitted to a rule it can learn."""
+    torch.manual_seed(0)
     classes = torch.arange(rows) % 4
     if kind == "mlp":
         x = torch.randn(rows, 16) + 2 * nn.functional.one_hot(classes, 16)
@@ -108,19 +115,30 @@ def case(kind, rows=160):
 
 
 @pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """The artefact of a case, exported once for all tests that only read it."""
+
+    @functools.cache
+    def make(kind, precision="fp32"):
+        student, examples = case(kind)
+        return export(student, examples, tmp_path_factory.mktemp(kind), precision=precision, progress=False)
+
+    return make
+
+
+@pytest.fixture
 def mlp_case():
-    torch.manual_seed(0)
     return case("mlp")
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn", "words", "bag", "attends"])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_shipped_is_the_student(kind, precision, tmp_path):
+def test_shipped_is_the_student(kind, precision, shipped):
     """Every kind of net, both precisions: verified, loaded back, and the same at batch 1, 3 and 17."""
     student, examples = case(kind)
-    made = export(student, examples, tmp_path, precision=precision, progress=False)
-    loaded = load_artifact(tmp_path / f"onnx-{precision}")
-    verify = json.loads((tmp_path / f"onnx-{precision}" / "verify.json").read_text())
+    made = shipped(kind, precision)
+    loaded = load_artifact(made.folder)
+    verify = json.loads((made.folder / "verify.json").read_text())
     assert verify == loaded.verify == made.verify
     assert verify["passed"] is True
     assert verify["examples"] == 160
@@ -139,27 +157,22 @@ def test_shipped_is_the_student(kind, precision, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "method"), [("cnn", "static"), ("attends", "dynamic")])
-def test_quantisation_fits_the_kind_of_net(kind, method, tmp_path):
+def test_quantisation_fits_the_kind_of_net(kind, method, shipped):
     """Convolutions stay convolutions (static), transformers get their ranges at run time (dynamic)."""
-    student, examples = case(kind)
-    verify = export(student, examples, tmp_path, precision="int8", progress=False).verify
+    verify = shipped(kind, "int8").verify
     assert verify["quantisation"]["method"] == method
 
 
 @pytest.mark.parametrize("kind", ["words", "bag"])
-def test_int8_tables_are_a_quarter(kind, tmp_path):
+def test_int8_tables_are_a_quarter(kind, shipped):
     """The embedding table, nearly all of a text student, is int8 too."""
-    student, examples = case(kind)
-    whole = export(student, examples, tmp_path, progress=False)
-    small = export(student, examples, tmp_path, precision="int8", progress=False)
-    assert whole.bytes / small.bytes > 3.7
+    assert shipped(kind).bytes / shipped(kind, "int8").bytes > 3.7
 
 
 @pytest.mark.parametrize("kind", ["words", "bag", "attends"])
-def test_texts_may_have_any_length(kind, tmp_path):
+def test_texts_may_have_any_length(kind, shipped):
     """The second dimension of token ids is free."""
-    student, examples = case(kind)
-    artifact = export(student, examples, tmp_path, progress=False)
+    student, artifact = case(kind)[0], shipped(kind)
     for length in (2, 5, 40):
         inputs = {"x": torch.randint(1, 300, (3, length))}
         torch.testing.assert_close(
@@ -192,10 +205,10 @@ def test_same_student_same_bytes(mlp_case, tmp_path):
         assert str(tmp_path).encode() not in first
 
 
-def test_evaluated_as_a_model_it_equals_the_student(mlp_case, tmp_path):
+def test_evaluated_as_a_model_it_equals_the_student(mlp_case, shipped):
     """The artefact is a Model: the same metric on the same batches gives the student's number."""
     student, examples = mlp_case
-    artifact = export(student, examples, tmp_path, progress=False)
+    artifact = shipped("mlp")
     batch = examples.batch(range(len(examples)))
     metric = METRICS["accuracy"]
     ours = metric.finish(metric.statistics(student.predict(batch), student.predict(batch), batch))
@@ -206,9 +219,8 @@ def test_evaluated_as_a_model_it_equals_the_student(mlp_case, tmp_path):
     assert artifact.identity.digest == artifact.verify["sha256"]
 
 
-def test_latency_is_measured_in_the_runtime_and_end_to_end(mlp_case, tmp_path):
-    student, examples = mlp_case
-    latency = export(student, examples, tmp_path, progress=False).verify["latency"]
+def test_latency_is_measured_in_the_runtime_and_end_to_end(shipped):
+    latency = shipped("mlp").verify["latency"]
     assert latency["runs"] >= 100
     assert 0 < latency["low"] <= latency["median_seconds"] <= latency["high"]
     assert 0 < latency["end_to_end"]["low"] <= latency["end_to_end"]["median_seconds"]
@@ -239,16 +251,16 @@ def test_without_labels_quality_is_null(mlp_case, tmp_path):
     assert export(student, Tensors(examples.x), tmp_path, progress=False).verify["quality"] is None
 
 
-def damaged(change):
-    """An exporter whose file is not the student: ``change`` is applied to its last weight matrix."""
+def damaged(good, change):
+    """An exporter whose file is not the student: ``change`` is applied to the last weight matrix of a good artefact."""
 
     def write(student, tensors, calibration, path, precision):
-        written = TARGETS["onnx"](student, tensors, calibration, path, precision)
-        model = onnx.load(written.path)
+        model = onnx.load(good.path)
         weight = [item for item in model.graph.initializer if len(item.dims) == 2][-1]
         weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight).copy()), weight.name))
-        onnx.save(model, written.path)
-        return written
+        path.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(model, path.with_suffix(".onnx"))
+        return Written(path.with_suffix(".onnx"), open_model)
 
     return write
 
@@ -258,12 +270,12 @@ def damaged(change):
     [lambda w: -w, lambda w: w * 1.01, lambda w: w * 0 + float("nan"), lambda w: w[::-1].copy()],
     ids=["negated", "scaled", "nan", "reordered"],
 )
-def test_a_damaged_artefact_is_refused_and_named(change, mlp_case, tmp_path, monkeypatch):
+def test_a_damaged_artefact_is_refused_and_named(change, mlp_case, shipped, tmp_path, monkeypatch):
     """Beyond the tolerance: the worst examples with both answers, and no file that could be shipped by accident."""
     student, examples = mlp_case
-    monkeypatch.setitem(TARGETS, "other", TARGETS["onnx"])
+    monkeypatch.setitem(TARGETS, "other", damaged(shipped("mlp"), lambda weight: weight))
     export(student, examples, tmp_path, "other", progress=False)
-    monkeypatch.setitem(TARGETS, "other", damaged(change))
+    monkeypatch.setitem(TARGETS, "other", damaged(shipped("mlp"), change))
     with pytest.raises(ParityError, match="row-") as caught:
         export(student, examples, tmp_path, "other", progress=False)
     assert str(caught.value).count("row-") == 5
@@ -286,21 +298,21 @@ def test_tolerance_is_the_users(mlp_case, tmp_path):
         )
 
 
-def test_a_clear_loss_of_quality_is_refused(mlp_case, tmp_path, monkeypatch):
+def test_a_clear_loss_of_quality_is_refused(mlp_case, shipped, tmp_path, monkeypatch):
     """Even where agreement is not asked for, quality is; the sentence says by how much."""
     student, examples = mlp_case
-    monkeypatch.setitem(TARGETS, "other", damaged(lambda w: w[::-1].copy()))
+    monkeypatch.setitem(TARGETS, "other", damaged(shipped("mlp"), lambda w: w[::-1].copy()))
     with pytest.raises(ParityError, match="accuracy is"):
         export(student, examples, tmp_path, "other", tolerance=Tolerance(None, None, None, 0.02), progress=False)
 
 
-def test_a_replaced_file_is_not_opened(mlp_case, tmp_path):
+def test_a_replaced_file_is_not_opened(shipped, tmp_path):
     """What is loaded is the file that passed."""
-    student, examples = mlp_case
-    artifact = export(student, examples, tmp_path, progress=False)
-    artifact.path.write_bytes(artifact.path.read_bytes()[:-1] + b"\0")
+    place = shutil.copytree(shipped("mlp").folder, tmp_path / "copy")
+    path = place / "model.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(FolderError, match=r"model\.onnx"):
-        load_artifact(artifact.folder)
+        load_artifact(place)
 
 
 @pytest.mark.parametrize(("target", "precision"), [("onxx", "fp32"), ("onnx", "int7")])
@@ -397,3 +409,23 @@ def test_masked_positions_are_not_compared(tmp_path):
     student = Student(Tagger())
     artifact = export(student, Masked(torch.randint(0, 50, (30, 7))), tmp_path, progress=False)
     assert artifact.predict({"x": torch.randint(0, 50, (2, 11))}).logits.values.shape == (2, 11, 3)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "sqrt", "mean+max"])
+def test_texts_from_raw_columns(pooling, tmp_path):
+    """The library's own text student: its artefact is opened from the folder and asked with text; the table is int8."""
+    subjects = ("wheat", "ships", "money", "oil")
+    texts = tuple(f"{subjects[row % 4]} prices of {row} " + "and so on " * (row % 5) for row in range(80))
+    examples = Table({"text": texts}, ids=tuple(map(str, range(80))), labels=torch.arange(80) % 4, classes=subjects)
+    words = Words.fit(texts, size=200)
+    arguments = {"vocabulary": 3000, "classes": 4, "width": 32, "hidden": 0, "pooling": pooling}
+    student = Student.make(
+        "stillroom.students.architectures:bag_of_words", arguments, adapter=words, classes=examples.classes
+    )
+    trained(student.net, words({"text": texts})[0], torch.arange(80) % 4)
+    made = export(student, examples, tmp_path, precision="int8", progress=False)
+    artifact = load_artifact(made.folder)
+    answers = artifact.predict({"text": ("Wheat is dear", "the oil ran out", "")}).logits.values
+    assert [subjects[index] for index in answers[:2].argmax(-1)] == ["wheat", "oil"]
+    assert made.verify["quality"]["value"] == 1.0
+    assert made.bytes < 3000 * 32 * 4 / 3.5

@@ -44,7 +44,7 @@ def write(
     """
     if precision not in PRECISIONS:
         raise UsageError(f"onnx has no precision {precision!r}{nearest(precision, PRECISIONS)}")
-    onnx = _library("onnx")
+    _library("onnx")
     names = input_names(student, len(tensors))
     tensors = tuple(_plain(tensor) for tensor in tensors)
     path = path.with_suffix(".onnx")
@@ -53,7 +53,6 @@ def write(
         content, quantisation = model.SerializeToString(deterministic=True), None
         if precision == "int8":
             content, quantisation = quantise(content, names, calibration, student.answers)
-            content = _without_traces(onnx.load_from_string(content)).SerializeToString(deterministic=True)
     write_bytes(path, content)
     inputs = [
         {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": shape}
@@ -203,7 +202,8 @@ def _quantised(prepared: Path, path: Path, method: str, names: Sequence[str], ba
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
         )
-    return path.read_bytes()
+    model = _library("onnx").load(path)
+    return _without_traces(model).SerializeToString(deterministic=True)
 
 
 def _kept(reference: Run, candidate: Run, batches: list[Tensors], answers: Answers) -> float:
