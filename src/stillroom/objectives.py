@@ -186,7 +186,7 @@ class Mix:
     positions that it counts, so a weight means the same whatever share of the examples is labelled.
     """
 
-    parts: tuple[tuple[Any, float], ...]
+    parts: Any  # Mapping[Objective, float] or pairs, kept as a tuple of (objective, weight)
 
     def __post_init__(self) -> None:
         given = self.parts
