@@ -60,6 +60,7 @@ def content(stages: Stages) -> dict[str, Any]:
         "tiles": [] if report is None else _tiles(report),
         "scoreboard": None if report is None else _scoreboard(report),
         "comparisons": [] if report is None else [(verdict(c), compared(c)) for c in report["comparisons"]],
+        "diagnosis": [] if report is None else report.get("diagnosis", ()),
         "figures": _figures(stages),
         "exports": [_export(found) for found in stages.exports],
         "disagreements": [] if report is None else [_disagreement(found) for found in report.get("disagreements", ())],
@@ -133,8 +134,9 @@ def _best(rows: Mapping[str, Any], name: str, higher: bool | None) -> str | None
     return (max if higher else min)(known, key=lambda row: known[row])
 
 
-def _figures(stages: Stages) -> dict[str, str]:
-    found: dict[str, str | None] = {}
+def _figures(stages: Stages) -> dict[str, str | None]:
+    """Every figure by name; None where there is nothing to draw."""
+    found: dict[str, str | None] = dict.fromkeys(("comparisons", "latency", "parameters", "reliability", "curves"))
     report = stages.report
     if report is not None:
         if report["comparisons"]:
@@ -144,7 +146,7 @@ def _figures(stages: Stages) -> dict[str, str]:
         found["reliability"] = figures.reliability_figure(in_order(report.get("reliability", {})))
     if stages.curves:
         found["curves"] = figures.curves_figure(stages.curves)
-    return {name: svg for name, svg in found.items() if svg}
+    return found
 
 
 def _export(found: Mapping[str, Any]) -> dict[str, Any]:
