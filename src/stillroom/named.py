@@ -96,21 +96,27 @@ def resolved(recipe: Recipe, folder: Path) -> Recipe:
     table = {"teacher": TEACHERS, "student": STUDENTS, "baseline": BASELINES, "adapter": ADAPTERS, "views": VIEWS}
     table |= {"train": DATA, "test": DATA, "source": DATA, "keep": KEEPS, "objective": OBJECTIVES}
 
+    def from_here(name: str) -> str:
+        place, _, attribute = name.rpartition(":")
+        if not place.endswith(".py"):
+            return name
+        path = folder / place if (folder / place).is_file() else Path(place)
+        here = Path(os.path.relpath(path)).as_posix()
+        files[here] = file_digest(path) if path.is_file() else "missing"
+        return f"{here}:{attribute}"
+
     def walk(value: Any, key: str) -> Any:
         if isinstance(value, dict):
             value = {k: walk(v, k if not k.isdigit() else key) for k, v in value.items()}
             return fill(value, key) if isinstance(value.get("use"), str) else value
+        if key == "target" and isinstance(value, str):
+            return from_here(value)
         return [walk(item, key) for item in value] if isinstance(value, list) else value
 
     def fill(value: dict[str, Any], key: str) -> dict[str, Any]:
-        place, _, name = value["use"].rpartition(":")
-        if place.endswith(".py"):
-            path = folder / place if (folder / place).is_file() else Path(place)
-            here = Path(os.path.relpath(path)).as_posix()
-            files[here] = file_digest(path) if path.is_file() else "missing"
-            value["use"] = f"{here}:{name}"
+        value["use"] = from_here(value["use"])
         known = table.get(key, {})
-        if value["use"] not in known and not place:
+        if value["use"] not in known and ":" not in value["use"]:
             return value
         function = function_of(Use(use=value["use"]), known, folder, key)
         for parameter in inspect.signature(function).parameters.values():

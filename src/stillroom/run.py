@@ -19,8 +19,9 @@ from stillroom.data.views import Chain
 from stillroom.divergences import DIVERGENCES, bind
 from stillroom.errors import DataError, UsageError, nearest
 from stillroom.evaluation import Report, evaluate
-from stillroom.exporting import Artifact, export
+from stillroom.exporting import TARGETS, Artifact, export
 from stillroom.fitting import fit
+from stillroom.measures import METRICS
 from stillroom.named import (
     ADAPTERS,
     BASELINES,
@@ -105,7 +106,9 @@ class Run:
     def _offered(self) -> dict[str, Any]:
         train = self.data["train"]
         offered: dict[str, Any] = {"examples": train, "folder": self.base}
-        if self.folder.exists():  # a teacher that is trained keeps its work there, so that every stage opens the same one
+        if (
+            self.folder.exists()
+        ):  # a teacher that is trained keeps its work there, so that every stage opens the same one
             offered["workspace"] = self.folder / "teacher"
         if train.classes is not None:
             offered |= {"classes": train.classes}
@@ -134,6 +137,11 @@ class Run:
     @cached_property
     def objective(self) -> Any:
         return self._objective(self.recipe.objective)
+
+    @cached_property
+    def keep(self) -> list[Any]:
+        """The codecs of the recording."""
+        return [call(use, KEEPS, self.base, "keep") for use in self.recipe.record.keep]
 
     def _objective(self, use: Any) -> Any:
         if isinstance(use, dict):  # {soft_targets: 0.9, hard_labels: 0.1}
@@ -164,21 +172,30 @@ class Run:
     # The stages, in order.
 
     def check(self) -> tuple[tuple[Check, ...], Estimate]:
-        """Preflight: what would go wrong later, and what it will cost."""
+        """Preflight: what would go wrong later, and what it will cost.
+
+        All that a recipe names is looked up before the teacher, which may take long, is built.
+        """
         student, pool = self.student(self.recipe.seeds[0]), self.data["pool"]
         plan = self.plan(self.recipe.seeds[0], len(pool))
+        _ = self.objective, self.keep
+        for wanted in self.recipe.export:
+            if ":" not in wanted.target and wanted.target not in TARGETS:
+                raise UsageError(f"there is no export target {wanted.target!r}{nearest(wanted.target, TARGETS)}")
+        for name in (*(self.recipe.evaluate.metrics or ()), self.recipe.evaluate.metric or "accuracy"):
+            if name not in METRICS:
+                raise UsageError(f"there is no metric {name!r}{nearest(name, METRICS)}")
         checks = preflight(self.teacher, student, pool, self.objective, labelled=self.data["labelled"], plan=plan)
         return checks, estimate(self.teacher, student, pool, plan=plan, objective=self.objective)
 
     def record(self) -> Recording:
         """Ask the teacher once; every seed learns from the same answers."""
-        keep = [call(use, KEEPS, self.base, "keep") for use in self.recipe.record.keep]
         views = self.recipe.record.views if self.recipe.data.views is not None else None
         return record(
             self.teacher,
             self.data["pool"],
             self.folder / "recording",
-            keep,
+            self.keep,
             views=views,
             batch_size=self.recipe.record.batch_size,
             progress=self.progress,
