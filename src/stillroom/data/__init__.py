@@ -1,6 +1,32 @@
 """Examples: tables with stable ids, seeded views, loaders and splits."""
 
+from stillroom.data.arrays import from_arrays, from_numpy
+from stillroom.data.images import from_image_folder
+from stillroom.data.splits import check_leakage, keep_split, label_budget, leakage, split, unlabelled
 from stillroom.data.table import LazyColumn, Table
+from stillroom.data.tables import from_csv, from_jsonl, from_parquet, from_rows
 from stillroom.data.views import Chain, Draws, Flip, Noise, Shift, WordDropout
 
-__all__ = ["Chain", "Draws", "Flip", "LazyColumn", "Noise", "Shift", "Table", "WordDropout"]
+__all__ = [
+    "Chain",
+    "Draws",
+    "Flip",
+    "LazyColumn",
+    "Noise",
+    "Shift",
+    "Table",
+    "WordDropout",
+    "check_leakage",
+    "from_arrays",
+    "from_csv",
+    "from_image_folder",
+    "from_jsonl",
+    "from_numpy",
+    "from_parquet",
+    "from_rows",
+    "keep_split",
+    "label_budget",
+    "leakage",
+    "split",
+    "unlabelled",
+]

@@ -1,0 +1,78 @@
+"""Arrays -> Table: NumPy files, never unpickled, and arrays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stillroom.data.table import Table
+from stillroom.data.tables import existing_file
+from stillroom.errors import DataError, UsageError, nearest
+
+
+def from_numpy(
+    path: str | Path,
+    *,
+    inputs: Mapping[str, str] | str = "x",
+    label: str | None = "y",
+    id: str | None = None,
+    classes: Sequence[str] | None = None,
+    scale: float = 1.0,
+    folder: Path | None = None,
+    **about: Any,
+) -> Table:
+    """A Table from a .npz file: ``inputs`` is an array's name, or {column: array}; ``label`` and ``id`` name arrays.
+
+    Integer inputs become float32 and all inputs are multiplied by ``scale`` (1 / 255 for bytes). Integer labels are
+    class numbers (negative = unlabelled), float labels are targets. Raises UsageError for an array that is not there,
+    DataError for a file that holds Python objects, which would have to be unpickled.
+    """
+    path = existing_file(path, folder)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path.name} is not a .npz file of plain arrays ({error}). Save it with numpy.savez."
+        ) from None
+    columns = {"x": inputs} if isinstance(inputs, str) else dict(inputs)
+    for wanted in (*columns.values(), *((id,) if id else ())):
+        if wanted not in arrays:
+            raise UsageError(f"{path.name} has no array {wanted!r}{nearest(wanted, arrays)}")
+    known = {"name": path.stem, "source": path.name, **about}
+    labels = arrays.get(label) if label else None
+    names = [str(name) for name in arrays[id]] if id else None
+    made = {column: arrays[name] for column, name in columns.items()}
+    return from_arrays(made, labels, ids=names, classes=classes, scale=scale, **known)
+
+
+def from_arrays(
+    inputs: Mapping[str, Any] | Any,
+    labels: Any = None,
+    *,
+    ids: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    scale: float = 1.0,
+    **about: Any,
+) -> Table:
+    """A Table from arrays (or one array, the column 'x'). Without ids, rows are named by position."""
+    columns = dict(inputs) if isinstance(inputs, Mapping) else {"x": inputs}
+    made = {name: torch.as_tensor(np.asarray(array)).float() * scale for name, array in columns.items()}
+    count = len(next(iter(made.values())))
+    names = tuple(map(str, ids)) if ids is not None else tuple(f"row-{row:06d}" for row in range(count))
+    found = None
+    if labels is not None:
+        array = np.asarray(labels)
+        if array.dtype.kind in "iu":
+            found = torch.as_tensor(array.astype(np.int64))
+            found = found.masked_fill(found < 0, -100)
+            classes = classes or tuple(str(number) for number in range(int(found.max()) + 1))
+        elif array.dtype.kind == "f":
+            found = torch.as_tensor(array.astype(np.float32)).reshape(count, -1)
+        else:
+            raise DataError(f"the labels are {array.dtype}; give class numbers (integers) or targets (floats).")
+    return Table(made, names, found, tuple(classes) if classes else None, **about)
