@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 from fit_fakes import rows, sequences, student, teacher, trained
 from stillroom.features import MatchFeatures
@@ -89,6 +90,7 @@ def main(folder: str, names: str) -> None:
         return
     for name in names.split(","):
         TRAININGS[name](folder=Path(folder) / name, checkpoint_seconds=0)
+    print(f"rank{PartialState().process_index}/{PartialState().num_processes}\n", end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,17 @@ def free_port():
 
 
 def on_two_ranks(folder, names):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--num_cpu_threads_per_process", "1", "--main_process_port", str(free_port())]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    # --cpu would start one process only; several on the CPU are several 'GPUs' that are told to use it, and gloo
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "MASTER_ADDR": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.run(
         [*command, str(SCRIPT), str(folder), names], env=environment, capture_output=True, text=True, timeout=250
     )
@@ -35,6 +42,7 @@ def test_two_ranks_equal_one(tmp_path):
     names = ["rows", "sequences", "features", "few", "rows-again"]
     found = on_two_ranks(tmp_path, ",".join(names))
     assert found.returncode == 0, found.stderr[-3000:]
+    assert sorted(found.stdout.split()) == ["rank0/2", "rank1/2"]
     for name in names:
         one = TRAININGS[name]().net.state_dict()
         two = load_file(tmp_path / name / "model.safetensors")
