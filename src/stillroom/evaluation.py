@@ -20,7 +20,7 @@ from stillroom.measures.asking import Asked, Seeds, ask_all
 from stillroom.measures.cost import THREADS, answering
 from stillroom.measures.disagreements import reliability_bins, where_they_differ
 from stillroom.measures.scoreboard import scoreboard
-from stillroom.measures.wording import ABOUT, Cell
+from stillroom.measures.wording import ABOUT, Cell, in_order
 from stillroom.types import Batch, Examples, Metric, Model, check_batch_of, identity_of
 
 FORMAT = "stillroom-report/1"
@@ -211,7 +211,7 @@ def _comparisons(
     """The student against every other row but the teacher; positive when the student is better."""
     ours = asked.statistics.get("student", {}).get(metric.name)
     found = []
-    for other in rows:
+    for other in in_order(rows):
         theirs = asked.statistics[other].get(metric.name)
         if other in ("student", "teacher") or ours is None or theirs is None:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from stillroom.measures.wording import (
 )
 
 QUALITIES = 4  # columns of quality beside the costs, that 120 characters have room for
+NARROW = 11  # characters of a heading: no wider than an interval
 _FIRST = ("agreement", "kl", "calibration_error", "teacher_distance")  # after the headline
 _COLOURS = {"better": "green", "worse": "red", "unclear": "yellow"}
 _MARKS = {"better": "✓", "worse": "✗", "unclear": "~"}
@@ -49,12 +51,13 @@ def scoreboard(
     seeds: Mapping[str, int],
 ) -> Group:
     """Headline, table, one line for each comparison, and the diagnosis."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
     table.add_column("", no_wrap=True)
     columns = columns_shown(metrics, metric)
     for name in columns:
         arrow = {True: " ↑", False: " ↓", None: ""}[metrics[name]["higher_is_better"]] if name not in COSTS else ""
-        table.add_column(title_of(name) + arrow, justify="right", max_width=13)
+        title = "\n".join(textwrap.wrap(title_of(name) + arrow, NARROW))
+        table.add_column(title, justify="right", no_wrap=True)  # a wrapped interval could not be read
     for row in in_order(rows):
         count = seeds.get(row, 1)
         label = Text(row, style="bold cyan" if row == "student" else "bold")

@@ -127,8 +127,12 @@ def _scoreboard(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _best(rows: Mapping[str, Any], name: str, higher: bool | None) -> str | None:
-    """The best row of a column that is not the teacher."""
-    known = {row: cells[name]["value"] for row, cells in rows.items() if row != "teacher" and cells.get(name)}
+    """The best row of a column, the teacher and the untrained start aside."""
+    known = {
+        row: cells[name]["value"]
+        for row, cells in rows.items()
+        if row not in ("teacher", "untrained") and cells.get(name)
+    }
     if higher is None or len(known) < 2:
         return None
     return (max if higher else min)(known, key=lambda row: known[row])
@@ -218,11 +222,27 @@ def _provenance(stages: Stages) -> list[tuple[str, str]]:
     fidelity = recording.get("fidelity") or {}
     if isinstance(fidelity.get("kl"), int | float):
         lines.append(("Recording", f"{fidelity['kl']:.2g} nats from the live teacher, on a re-asked sample"))
+    if student.get("objective") is not None:
+        lines.append(("Trained on", _method(student)))
     if student.get("content_digest"):
         lines.append(("Student's weights (sha256)", str(student["content_digest"])))
     if stages.passport is not None:
         lines.append(("Passport", "passport.json, beside this report"))
     return lines
+
+
+def _method(student: Mapping[str, Any]) -> str:
+    """'SoftTargets, 504 steps, learning rate 0.01, seed 0', as far as student.json says."""
+    objective, plan = student["objective"], student.get("plan") or {}
+    name = objective.get("use", "an objective") if isinstance(objective, Mapping) else str(objective)
+    steps = student.get("steps") or plan.get("steps")
+    rate, seed = plan.get("learning_rate"), plan.get("seed")
+    return _joined(
+        str(name).rpartition(":")[2],
+        None if steps is None else f"{steps:,} steps",
+        None if rate is None else f"learning rate {rate}",
+        None if seed is None else f"seed {seed}",
+    )
 
 
 def _joined(*parts: object) -> str:
