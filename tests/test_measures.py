@@ -30,7 +30,7 @@ from stillroom.measures import (
 )
 from stillroom.measures.cost import answering
 from stillroom.measures.showing import shown_inputs
-from stillroom.measures.wording import number, scaled, seconds, spread, times
+from stillroom.measures.wording import helped, kept, number, scaled, seconds, spread, times
 from stillroom.students.networks import Student
 from stillroom.types import Batch, Dense, Metric, Projected, Signal, Sparse
 
@@ -363,6 +363,31 @@ def test_numbers_are_written_for_people():
     assert [number(v) for v in (0.5, 0.0, 123.4, 12345.0, 1e-5)] == ["0.500", "0.000", "123.4", "12,345", "1.00e-05"]
     assert spread({"value": 0.002, "low": 0.0009, "high": 0.003}, "latency") == "0.9–3"
     assert spread({"value": 5, "low": 5, "high": 5}, "bytes") == ""
+
+
+def test_the_headline_does_not_flatter():
+    """A share is only said of a student below its teacher; costs that are alike are not called smaller."""
+
+    def said(student, teacher, higher=True, **costs):
+        rows = {"student": {"accuracy": cell(student)}, "teacher": {"accuracy": cell(teacher)}}
+        for cost, (ours, theirs) in costs.items():
+            rows["student"][cost], rows["teacher"][cost] = cell(ours), cell(theirs)
+        return kept(rows, "accuracy", higher)
+
+    assert said(0.9, 1.0) == "The student keeps 90.0 % of the teacher’s accuracy (0.900 of 1.000)."
+    assert said(0.9, 0.8) == "The student is above its teacher in accuracy (0.900, 0.800)."
+    assert said(-0.1, 0.5) == "The student reaches accuracy -0.100, the teacher 0.500."
+    assert said(0.9, 0.8, higher=False) == "The student reaches accuracy 0.900, the teacher 0.800."
+    assert said(0.9, 1.0, bytes=(10, 500), latency=(2.0, 1.0)).endswith(", and is 50× smaller and 2.0× slower.")
+    assert "smaller" not in said(0.9, 1.0, bytes=(100, 102))
+    alone = {"better": "student", "worse": "alone", "metric": "accuracy", "seeds": 1}
+    words = [helped([{**alone, "difference": d, "low": d - 1, "high": d + 1}]) for d in (2.0, 0.0, -2.0)]
+    assert [text.split(":")[0] for text in words] == [
+        "The teacher helped",
+        "No help from the teacher is shown",
+        "The teacher did harm",
+    ]
+    assert "not known" in helped([])
 
 
 def test_inputs_are_shown_as_text_pictures_or_numbers():

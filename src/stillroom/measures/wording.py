@@ -9,6 +9,7 @@ from typing import Any
 Cell = Mapping[str, float] | None  # {"value", "low", "high"}, or None where a number does not apply
 Rows = Mapping[str, Mapping[str, Cell]]
 
+SAME = 0.05  # costs that differ by less are called alike
 COSTS = ("parameters", "bytes", "flops", "latency")
 
 TITLES = {
@@ -111,9 +112,9 @@ def ratio_to_teacher(rows: Rows, row: str, cost: str) -> float | None:
 
 
 def cheaper(rows: Rows, row: str, cost: str) -> str:
-    """'58× smaller' than the teacher, '9.1× faster', or the honest opposite; nothing where it is not known."""
+    """'58× smaller' than the teacher, '9.1× faster', or the honest opposite; nothing where it is alike or not known."""
     ratio = ratio_to_teacher(rows, row, cost) if cost in COSTS else None
-    if ratio is None:
+    if ratio is None or math.isclose(ratio, 1, rel_tol=SAME):
         return ""
     better, worse = {"latency": ("faster", "slower"), "bytes": ("smaller", "larger")}.get(cost, ("fewer", "more"))
     return f"{times(ratio)} {better}" if ratio >= 1 else f"{times(1 / ratio)} {worse}"
@@ -173,6 +174,8 @@ def kept(rows: Rows, metric: str, higher_is_better: bool | None) -> str:
         return f"There is no {title} of a student in this report."
     if teacher is None:
         first = f"The student reaches {title} {number(student['value'])}"
+    elif higher_is_better and student["value"] > teacher["value"]:
+        first = f"The student is above its teacher in {title} ({number(student['value'])}, {number(teacher['value'])})"
     elif higher_is_better and teacher["value"] > 0 and student["value"] >= 0:
         share = student["value"] / teacher["value"]
         first = (
@@ -189,7 +192,7 @@ def _at_what_cost(rows: Rows) -> str:
     words = {"bytes": ("the size", "smaller", "larger"), "latency": ("", "faster", "slower")}
     parts = []
     for cost, ratio in known.items():
-        if ratio is not None and not math.isclose(ratio, 1, rel_tol=0.05):
+        if ratio is not None and not math.isclose(ratio, 1, rel_tol=SAME):
             better, worse = words[cost][1:]
             parts.append(f"{times(ratio)} {better}" if ratio > 1 else f"{times(1 / ratio)} {worse}")
     return f", and is {' and '.join(parts)}" if parts else ""
@@ -204,7 +207,7 @@ def helped(comparisons: Any) -> str:
     return {
         "better": f"The teacher helped: the same student trained alone does worse ({interval}).",
         "worse": f"The teacher did harm: the same student trained alone does better ({interval}).",
-        "unclear": f"No help from the teacher is shown: trained alone, the same student does as well ({interval}).",
+        "unclear": f"No help from the teacher is shown: against the same student trained alone, {interval}.",
     }[verdict(against)]
 
 
