@@ -51,7 +51,7 @@ def check_objective(
     drawn = torch.Generator().manual_seed(0)
     if student is None or teacher is None or batch is None:
         student = Signal(logits=Dense(torch.randn(6, 5, generator=drawn)), values=torch.randn(6, 3, generator=drawn))
-        teacher = Signal(logits=Dense(torch.randn(6, 5, generator=drawn)), values=torch.randn(6, 3, generator=drawn))
+        teacher = Signal(logits=Dense(4 * torch.randn(6, 5, generator=drawn)), values=torch.randn(6, 3, generator=drawn))
         labels = torch.arange(6) % 5
         batch = Batch(tuple("abcdef"), {"x": torch.zeros(6, 1)}, labels=labels)
     ready, _ = built(objective, student, teacher)
