@@ -1,6 +1,7 @@
 """Handwritten digits (scikit-learn's 1,797 images of 8x8 pixels), and a convolutional teacher for them."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -10,7 +11,7 @@ import stillroom as sr
 
 def digits(split: str) -> sr.Table:
     """The first 1,297 images are for training, the last 500 for the test (other writers)."""
-    bunch = load_digits()
+    bunch: Any = load_digits()
     rows = slice(0, 1297) if split == "train" else slice(1297, None)
     return sr.Table(
         columns={"x": torch.tensor(bunch.images[rows], dtype=torch.float32) / 16},

@@ -33,6 +33,8 @@ def bar(title: str, total: int, done: int = 0, shown: bool = True) -> Iterator[S
         task = progress.add_task(title, total=total, completed=done, note="")
 
         def step(amount: int = 1, note: str = "") -> None:
-            progress.update(task, advance=amount, **({"note": note} if note else {}))
+            progress.update(task, advance=amount)
+            if note:
+                progress.update(task, note=note)
 
         yield step

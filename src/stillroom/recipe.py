@@ -77,8 +77,8 @@ class Record(Strict):
     """What is kept of the teacher's answers."""
 
     keep: list[Use] = [Use(use="everything")]
-    views: int | None = Field(None, ge=1, description="recorded views of each example; needs data.views")
-    batch_size: int = Field(64, gt=0)
+    views: int | None = Field(default=None, ge=1, description="recorded views of each example; needs data.views")
+    batch_size: int = Field(default=64, gt=0)
 
 
 class Alone(Strict):
@@ -90,9 +90,9 @@ class Alone(Strict):
 class Evaluate(Strict):
     """The scoreboard."""
 
-    metric: str | None = Field(None, description="the headline; default: the first of metrics")
+    metric: str | None = Field(default=None, description="the headline; default: the first of metrics")
     metrics: list[str] | None = None
-    replicates: int = Field(1000, ge=10, description="bootstrap replicates")
+    replicates: int = Field(default=1000, ge=10, description="bootstrap replicates")
 
 
 class Export(Strict):

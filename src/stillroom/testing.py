@@ -50,8 +50,12 @@ def check_objective(
     """
     drawn = torch.Generator().manual_seed(0)
     if student is None or teacher is None or batch is None:
-        student = Signal(logits=Dense(torch.randn(6, 5, generator=drawn)), values=torch.randn(6, 3, generator=drawn))
-        teacher = Signal(logits=Dense(4 * torch.randn(6, 5, generator=drawn)), values=torch.randn(6, 3, generator=drawn))
+
+        def draw(size: float) -> Signal:  # a sure teacher, a young student
+            logits, values = (size * torch.randn(6, width, generator=drawn) for width in (5, 3))
+            return Signal(logits=Dense(logits), values=values)
+
+        student, teacher = draw(1.0), draw(4.0)
         labels = torch.arange(6) % 5
         batch = Batch(tuple("abcdef"), {"x": torch.zeros(6, 1)}, labels=labels)
     ready, _ = built(objective, student, teacher)

@@ -55,8 +55,9 @@ class Classic:
 def tfidf_svm(
     examples: Examples, column: str = "text", *, words: int = 50_000, pairs: bool = False, strength: float = 1.0
 ) -> Classic:
-    """TF-IDF of words (``pairs``: and of word pairs) and a linear SVM, fitted on the labelled rows. Its scores are not probabilities.
+    """TF-IDF of words and a linear SVM, fitted on the labelled rows. Its scores are not probabilities.
 
+    ``pairs``: also count pairs of words (with few labels, that is worse).
     ``words``: the most frequent features that are kept; ``strength``: the SVM's C.
     """
     batch, labels, classes = _labelled(examples)
