@@ -13,6 +13,7 @@ import torch
 from rich.console import Console, Group
 
 from stillroom import measures
+from stillroom.digests import data_description
 from stillroom.errors import FolderError, UsageError, nearest
 from stillroom.files import read_json, write_json
 from stillroom.measures import Interval
@@ -46,6 +47,7 @@ class Report:
     diagnosis: Sequence[str] = ()
     seeds: Mapping[str, int] = field(default_factory=dict)
     teacher: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)  # what it was measured on (digests.data_description)
     settings: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
 
@@ -125,6 +127,7 @@ def evaluate(
         ),
         seeds={name: len(seeds) for name, seeds in rows.items()},
         teacher={"name": identity_of(teacher).name, "entropy": asked.teacher_entropy, "classes": asked.classes},
+        data=data_description(examples),
         settings={"replicates": replicates, "seed": seed, "batch_size": batch_size, "threads": THREADS},
         folder=None if folder is None else Path(folder),
     )
