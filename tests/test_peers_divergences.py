@@ -1,4 +1,4 @@
-"""Our values against those of other libraries' own functions, where they are installed: see benchmarks/README.md.
+"""Our values against those of other libraries' own functions, where they are installed.
 
 They run in an environment of their own (benchmarks/requirements-peers.txt), so that none becomes a dependency.
 """
