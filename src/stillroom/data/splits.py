@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ import torch
 
 from stillroom.data.table import Table
 from stillroom.digests import input_fingerprints, key_hash
-from stillroom.errors import DataError, UsageError
+from stillroom.errors import DataError, UsageError, nearest
 from stillroom.files import read_json, write_json
 from stillroom.labels import labelled_rows
 from stillroom.types import Column, Examples
@@ -24,17 +25,21 @@ def split(table: Table, shares: Mapping[str, float], seed: int = 0) -> dict[str,
     """Parts of a table by share, such as {"train": 0.8, "validation": 0.1, "test": 0.1}, each class in its share.
 
     Rows are ranked by a hash of (id, seed) within their class and dealt out, so a part depends on the ids, not on their
-    order. Parts keep the table's order. Raises UsageError for shares that do not sum to 1, DataError for an empty part.
+    order. Shares hold on average even for classes of one row, which plain rounding would send to the first part.
+    Rows that are added later move a few others: ``keep_split`` moves none. Parts keep the table's order.
+    Raises UsageError for shares that do not sum to 1, DataError for an empty part.
     """
     if not shares or any(share <= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
         raise UsageError(f"the shares of a split are positive and sum to 1, not {dict(shares)}.")
     parts: dict[str, list[int]] = {name: [] for name in shares}
     for rows in _by_class(table):
         ranked = sorted(rows, key=lambda row: key_hash(table.ids[row], seed))
+        # where this class starts within the first row's share: the same for all rows of the class, uniform over seeds
+        offset = key_hash(f"split of {table.ids[ranked[0]]}", seed) / 2**64
         start, reached = 0, 0.0
         for name, share in shares.items():
             reached += share
-            stop = len(ranked) if name == list(shares)[-1] else round(reached * len(ranked))
+            stop = len(ranked) if name == list(shares)[-1] else math.floor(reached * len(ranked) + offset)
             parts[name] += ranked[start:stop]
             start = stop
     for name, rows in parts.items():
@@ -54,13 +59,18 @@ def keep_split(path: str | Path, table: Table, shares: Mapping[str, float], seed
         write_json(path, {"shares": dict(shares), "seed": seed, "ids": {n: list(p.ids) for n, p in parts.items()}})
         return parts
     kept = read_json(path)["ids"]
+    if set(kept) != set(shares):
+        raise DataError(
+            f"{path} keeps a split into {', '.join(sorted(kept))}, not {', '.join(sorted(shares))}. "
+            "Delete it to split anew."
+        )
     place = {name: row for row, name in enumerate(table.ids)}
     gone = [name for ids in kept.values() for name in ids if name not in place]
     if gone:
         raise DataError(
             f"{len(gone)} rows of the split in {path} are gone, such as {gone[0]!r}. Delete it to split anew."
         )
-    return {name: _part(table, [place[i] for i in ids], name) for name, ids in kept.items()}
+    return {name: _part(table, [place[i] for i in kept[name]], name) for name in shares}
 
 
 def label_budget(table: Table, count: int, seed: int = 0, per_class_at_least: int = 1) -> Table:
@@ -74,8 +84,11 @@ def label_budget(table: Table, count: int, seed: int = 0, per_class_at_least: in
     ranked = sorted(labelled, key=lambda row: key_hash(table.ids[row], seed))
     chosen: list[int] = []
     if table.classes is not None and table.labels.dim() == 1 and not table.labels.is_floating_point():
-        for number in range(len(table.classes)):
-            chosen += [row for row in ranked if int(table.labels[row]) == number][:per_class_at_least]
+        seen = [0] * len(table.classes)
+        for row, label in zip(ranked, table.labels[ranked].tolist(), strict=True):
+            if seen[label] < per_class_at_least:
+                seen[label] += 1
+                chosen.append(row)
     if len(chosen) > count:
         raise DataError(
             f"a budget of {count} labels cannot give {per_class_at_least} to each of {len(table.classes or ())}."
@@ -104,6 +117,8 @@ def check_leakage(
     ``duplicates``: 'drop' leaves such rows out of the other parts, 'refuse' raises a DataError that names some,
     'allow' only reports them.
     """
+    if kept not in parts:
+        raise UsageError(f"there is no part {kept!r}{nearest(kept, parts)}")
     found = {name: leakage(parts[kept], part) for name, part in parts.items() if name != kept}
     found = {name: pairs for name, pairs in found.items() if pairs}
     if found and duplicates == "refuse":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -28,31 +29,55 @@ def from_csv(
     id: str | None = None,
     classes: Sequence[str] | None = None,
     delimiter: str = ",",
+    skip_rows: int = 0,
     folder: Path | None = None,
     **about: Any,
 ) -> Table:
     """A Table from a CSV file with a header line. The arguments are those of ``from_rows``.
 
+    ``skip_rows``: rows right after the header that are no data, such as a row of types.
     Raises MissingFileError, or DataError for an empty file and for a row with too few or too many fields (which line).
     """
+    if len(delimiter) != 1:
+        raise UsageError(f"delimiter is {delimiter!r}; give one character, such as ',' or a tab.")
     path = existing_file(path, folder)
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        header = next(reader, None)
-        if header is None:
-            raise DataError(f"{path.name} is empty.")
-        found: list[list[str]] = []
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise DataError(
-                    f"{path.name}, line {reader.line_num}: {len(row)} fields, but the header has {len(header)} "
-                    f"({', '.join(header[:6])}). Check the delimiter ({delimiter!r}) and the quotes."
-                )
-            found.append(row)
-    rows = {name: [row[place] for row in found] for place, name in enumerate(header)}
+    header, found = _lines(path, delimiter)
+    rows = {name: [row[place] for row in found[skip_rows:]] for place, name in enumerate(header)}
+    if len(rows) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise DataError(f"{path.name}: the header names {twice!r} twice. Rename one of the two columns.")
     return from_rows(rows, text=text, columns=columns, label=label, id=id, classes=classes, **_known(path, about))
+
+
+def _lines(path: Path, delimiter: str) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of a CSV file, all of the header's length."""
+    found: list[list[str]] = []
+    limit = csv.field_size_limit(2**31 - 1)  # an article is longer than the 128 KiB that Python allows a field
+    # strict: a quote that is never closed would swallow the rest of the file as one field
+    reader = csv.reader(io.StringIO(_read(path), newline=""), delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            if row and found and len(row) != len(found[0]):
+                raise DataError(
+                    f"{path.name}, line {reader.line_num}: {len(row)} fields, but the header has {len(found[0])} "
+                    f"({', '.join(found[0][:6])}). Check the delimiter ({delimiter!r}) and the quotes."
+                )
+            if row:
+                found.append(row)
+    except csv.Error as error:
+        raise DataError(f"{path.name}, line {reader.line_num}: not CSV ({error}). Check the quotes.") from None
+    finally:
+        csv.field_size_limit(limit)
+    if not found:
+        raise DataError(f"{path.name} is empty.")
+    return found[0], found[1:]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
 
 
 def from_jsonl(
@@ -69,7 +94,7 @@ def from_jsonl(
     """A Table from a file with one JSON object per line; a key that a line lacks is missing there."""
     path = existing_file(path, folder)
     found: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_read(path).split("\n"), 1):  # splitlines() would cut at U+2028 within a text
         if not line.strip():
             continue
         try:
@@ -127,10 +152,10 @@ def from_rows(
 
     ``text``: the column that becomes the text column 'text'. ``columns``: numeric columns, stacked into 'x' float32
     [N, D]; a column of lists of numbers gives [N, ...]. ``label``: class names, or float targets where ``classes`` is
-    not given and every value is a number with a fraction; a missing label is unlabelled. ``id``: unique names; without
-    it rows are named by position, so a file that grows must grow at its end. ``classes``: their order, by default
-    sorted. Raises UsageError for a column that is not there (with the nearest name), DataError for values that do not
-    fit (which row).
+    not given, every value is a number and one of them is written with a point; a missing label is unlabelled. ``id``:
+    unique names; without it rows are named by position, so a file that grows must grow at its end. ``classes``: their
+    order, by default sorted. Raises UsageError for a column that is not there (with the nearest name), DataError for
+    values that do not fit (which row).
     """
     for wanted in (text, label, id, *(columns or ())):
         if wanted is not None and wanted not in rows:
@@ -154,7 +179,7 @@ def _labels(
     values: Sequence[Any], classes: Sequence[str] | None, name: str, ids: Sequence[str]
 ) -> tuple[Tensor, tuple[str, ...] | None]:
     known = [value for value in values if not _missing(value)]
-    if classes is None and known and all(_fraction(value) for value in known):
+    if classes is None and known and all(map(_numeric, known)) and any(map(_fraction, known)):
         numbers = [[math.nan if _missing(value) else float(value)] for value in values]
         return torch.tensor(numbers, dtype=torch.float32), None
     order = tuple(map(str, classes)) if classes else tuple(sorted({str(value) for value in known}, key=_natural))
@@ -172,13 +197,12 @@ def _labels(
     return torch.tensor(found), order
 
 
+def _numeric(value: Any) -> bool:
+    return not isinstance(value, bool) and not isinstance(value, list | tuple) and _is_number(value)
+
+
 def _fraction(value: Any) -> bool:
-    if isinstance(value, bool | int):
-        return False
-    try:
-        return not float(value).is_integer() or "." in str(value)
-    except (TypeError, ValueError):
-        return False
+    return isinstance(value, float) or (isinstance(value, str) and "." in value)
 
 
 def _natural(label: str) -> tuple[int, float, str]:
@@ -201,7 +225,11 @@ def _numbers(rows: Rows, columns: Sequence[str], ids: Sequence[str]) -> Tensor:
         try:
             made.append(torch.tensor([_number(value) for value in rows[name]], dtype=torch.float32))
         except (TypeError, ValueError):
-            row = next(r for r, value in enumerate(rows[name]) if not _is_number(value))
+            row = next((r for r, value in enumerate(rows[name]) if not _is_number(value)), None)
+            if row is None:
+                raise DataError(
+                    f"the lists of numbers in {name!r} are not all of one length. Pad or cut them."
+                ) from None
             raise DataError(f"{name!r} of {ids[row]!r} is {rows[name][row]!r}, not a number.") from None
     if len(made) == 1 and made[0].dim() > 1:
         return made[0]
