@@ -8,8 +8,11 @@ from torch import nn
 from stillroom.digests import state_digest
 from stillroom.errors import MissingFileError, UsageError
 from stillroom.network import Columns
+from stillroom.students.architectures import mlp
+from stillroom.students.networks import Student, save_student
+from stillroom.students.teaching import from_run
 from stillroom.teachers.heads import STRENGTHS, choose_strength, fit_head
-from stillroom.teachers.networks import from_network
+from stillroom.teachers.networks import from_factory, from_network
 from stillroom.teachers.places import locate
 from stillroom.types import Batch, Model
 
@@ -142,3 +145,33 @@ def test_head_with_few_rows_or_a_class_without_rows():
     head = fit_head(torch.eye(4), torch.tensor([0, 0, 2, 2]), 3)
     assert head(torch.eye(4)).argmax(1).tolist() == [0, 0, 2, 2]
     assert bool(head.weight.isfinite().all())
+
+
+def test_a_factory_in_the_words_of_a_recipe(tmp_path):
+    (tmp_path / "mine.py").write_text(FACTORY)
+    save_file(nn.Linear(3, 2).state_dict(), tmp_path / "w.safetensors")
+    teacher = from_factory(
+        "mine.py:make", weights="w.safetensors", columns=("z",), classes=("a", "b"), folder=tmp_path, licence="MIT"
+    )
+    assert teacher(Batch(("a",), {"z": torch.ones(1, 3)})).logits.vocabulary == 2
+    assert (teacher.identity.classes, teacher.identity.licence) == (("a", "b"), "MIT")
+    assert from_factory("mine.py:make", weights="own", answers="values", classes=("a",), folder=tmp_path).answers
+    with pytest.raises(UsageError, match="weights='own'"):
+        from_factory("mine.py:make", folder=tmp_path)
+
+
+def test_an_earlier_student_teaches(tmp_path):
+    """Middle-sized networks between a large teacher and a small student are runs of their own."""
+    student = Student.make(mlp, {"inputs": 3, "outputs": 2, "dropout": 0.5}, classes=("a", "b"))
+    save_student(student, tmp_path / "middle" / "student")
+    for name in ("middle", "middle/student"):
+        teacher = from_run(name, folder=tmp_path, licence="MIT")
+        teacher.student.net.train()
+        asked = batch()
+        assert torch.equal(teacher(asked).logits.values, student.predict(asked).logits.values)
+        assert not teacher(asked).logits.values.requires_grad
+    assert teacher.identity.digest == student.identity.digest
+    assert teacher.identity.classes == ("a", "b")
+    assert set(teacher.with_features(("hidden1",))(batch()).features) == {"hidden1"}
+    with pytest.raises(MissingFileError, match="holds no student"):
+        from_run("none", folder=tmp_path)

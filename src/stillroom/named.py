@@ -25,7 +25,7 @@ TEACHERS = {
     "encoder_with_head": "stillroom.teachers.transformers:encoder_with_head",
     "sequence_classifier": "stillroom.teachers.transformers:sequence_classifier",
     "network": "stillroom.teachers.networks:from_factory",
-    "run": "stillroom.teachers.networks:from_run",
+    "run": "stillroom.students.teaching:from_run",
 }
 STUDENTS = {
     "mlp": "stillroom.students.architectures:mlp",

@@ -97,6 +97,40 @@ def from_network(
     )
 
 
+def from_factory(
+    factory: str,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    columns: tuple[str, ...] = ("x",),
+    answers: Answers = "logits",
+    classes: tuple[str, ...] | None = None,
+    folder: Path | None = None,
+    **known: Any,
+) -> Network:
+    """``from_network`` in a recipe's words: 'my_file.py:factory', its ``arguments``, and the ``columns`` it takes.
+
+    ``known``: name, licence, source, route, revision. Raises UsageError when ``weights`` are not given: a network of
+    random weights teaches nothing. A factory that loads its own says so with weights='own'.
+    """
+    if weights is None:
+        raise UsageError(
+            f"teacher {factory}: give weights='file.safetensors', or weights='own' if the factory loads its own."
+        )
+    found = None if weights == "own" else weights
+    adapter = Columns((columns,) if isinstance(columns, str) else tuple(columns))
+    return from_network(
+        factory,
+        adapter,
+        answers=answers,
+        classes=classes if answers == "logits" else None,
+        arguments=arguments,
+        weights=found,
+        folder=folder,
+        **known,
+    )
+
+
 def _built(net: nn.Module | str, arguments: Mapping[str, Any] | None, folder: Path | None) -> nn.Module:
     if isinstance(net, nn.Module):
         if arguments:
