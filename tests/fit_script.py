@@ -59,28 +59,38 @@ def kill_and_resume(folder: Path, kills: int) -> list[int]:
         if pid := os.fork():
             return pid
         torch.rand(len(name))  # what was drawn before must not matter
-        long(folder=folder / name, checkpoint_seconds=0.03)
+        long(folder=folder / name, checkpoint_seconds=0)
         os._exit(0)
 
+    def wait(pid: int, checkpoint: Path, saved: int) -> None:
+        """Until the checkpoint was replaced so many times, or the training ended."""
+        last, until = _version(checkpoint), time.monotonic() + 60
+        while saved and time.monotonic() < until and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            time.sleep(0.0005)
+            found = _version(checkpoint)
+            saved, last = saved - (found != last), found
+
     torch.optim.AdamW([torch.zeros(1)])  # imports what every fork would import again
-    began = time.monotonic()
     assert os.waitpid(fork("whole"), 0)[1] == 0
-    seconds = time.monotonic() - began
     draw, steps = random.Random(11), []
     for name in map(str, range(kills)):
         checkpoint = folder / name / "checkpoint.pt"
         for _ in range(2):
             pid = fork(name)
-            # every other one is killed anywhere, the rest soon after a checkpoint
-            wait, until = draw.uniform(0.0, 0.6) * seconds, time.monotonic() + 60
-            while int(name) % 2 and not checkpoint.exists() and time.monotonic() < until:
-                time.sleep(0.001)
-            time.sleep(wait)
+            wait(pid, checkpoint, draw.randrange(30))
+            time.sleep(draw.uniform(0.0, 0.02))
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         steps.append(torch.load(checkpoint, weights_only=True)["step"] if checkpoint.exists() else 0)
         assert os.waitpid(fork(name), 0)[1] == 0
     return steps
+
+
+def _version(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def main(folder: str, names: str) -> None:

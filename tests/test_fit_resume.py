@@ -41,7 +41,7 @@ def test_kills_at_drawn_moments_change_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_many_kills_change_nothing(tmp_path):
-    steps = kill_and_resume(tmp_path, kills=30)
+    steps = kill_and_resume(tmp_path, kills=20)
     assert len({step for step in steps if step}) > 10
 
 
