@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from stillroom import likeness as likeness
     from stillroom import provenance as provenance
     from stillroom import testing as testing
+    from stillroom.checking import preflight as preflight
     from stillroom.data import Table as Table
     from stillroom.errors import StillroomError as StillroomError
     from stillroom.evaluation import Report as Report
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from stillroom.objectives import SoftTargets as SoftTargets
     from stillroom.objectives import masked_mean as masked_mean
     from stillroom.plan import Plan as Plan
-    from stillroom.preflight import preflight as preflight
     from stillroom.recording import Everything as Everything
     from stillroom.recording import Features as Features
     from stillroom.recording import Recording as Recording
@@ -64,7 +64,7 @@ _PLACES = {
     "stillroom.network": ("Columns",),
     "stillroom.objectives": ("HardLabels", "MatchValues", "Mix", "SoftTargets", "masked_mean"),
     "stillroom.plan": ("Plan",),
-    "stillroom.preflight": ("preflight",),
+    "stillroom.checking": ("preflight",),
     "stillroom.recording": ("Everything", "Features", "Recording", "Sampled", "TopK", "record"),
     "stillroom.students": ("Student",),
     "stillroom.teachers": ("ensemble", "from_network"),

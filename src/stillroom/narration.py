@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from stillroom.checking import show
 from stillroom.errors import CheckError
 from stillroom.exporting import Artifact
-from stillroom.preflight import show
 from stillroom.run import Run
 
 WIDTH = 120  # of the scoreboard, where there is no terminal to fit into

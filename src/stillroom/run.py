@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from stillroom import provenance
+from stillroom.checking import Check, Estimate, estimate, preflight
 from stillroom.data.splits import check_leakage, keep_split, label_budget, split, unlabelled
 from stillroom.data.views import Chain
 from stillroom.divergences import DIVERGENCES, bind
@@ -38,7 +39,6 @@ from stillroom.named import (
 )
 from stillroom.objectives import Mix
 from stillroom.plan import Plan
-from stillroom.preflight import Check, Estimate, estimate, preflight
 from stillroom.recipe import Recipe, Split, Use, keep_recipe, load_recipe
 from stillroom.recording import Recording, open_recording, record
 from stillroom.report import write_report

@@ -1,17 +1,13 @@
-"""What would go wrong later, found before anything long starts; and what it will cost, measured on a few batches."""
+"""What would go wrong later, found before anything long starts: teacher, student, data and objective together."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Group
-from rich.table import Table as RichTable
-from rich.text import Text
 from torch import Tensor
 
 from stillroom.errors import StillroomError
@@ -19,10 +15,13 @@ from stillroom.labels import labelled_batch
 from stillroom.objectives import built, counted_positions
 from stillroom.plan import Plan, views_of_epoch
 from stillroom.students import Student
-from stillroom.types import Batch, Dense, Examples, Model, Signal, identity_of
+from stillroom.types import Batch, Dense, Examples, Model, Signal, check_batch_of, identity_of
 
-ASKED = 16  # examples that are asked about
+ASKED = 16  # examples that teacher and student are asked about
+LOOKED_AT = 256  # examples whose inputs are looked at
 LABELLED = 200  # labelled rows that the teacher is scored on, at most
+SURE = 0.05  # the probability of as many right answers by guessing the largest class
+GUESSES = "Check that its weights are loaded, its class order, and how its inputs are scaled."
 Finding = tuple[bool, str, str]  # passed, detail, remedy
 
 
@@ -34,16 +33,6 @@ class Check:
     passed: bool
     detail: str
     remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run will take, from a few batches: seconds, bytes on disk, bytes of memory (weights, optimiser, batch)."""
-
-    record_seconds: float
-    fit_seconds: float
-    disk_bytes: int
-    memory_bytes: int
 
 
 def preflight(
@@ -59,8 +48,9 @@ def preflight(
 
     The student is not changed. A check that cannot be made because of an error fails, with the error as its detail.
     """
-    batch = _first(examples, plan or Plan())
-    checks: list[Check] = [_checked("data", lambda: _data(batch))]
+    check_batch_of(examples)
+    batch = some(examples, ASKED, plan or Plan())
+    checks: list[Check] = [_checked("data", lambda: _data(some(examples, LOOKED_AT)))]
     if teacher is not None:
         with torch.no_grad():
             checks += [
@@ -79,16 +69,18 @@ def preflight(
 def _checked(name: str, look: Callable[[], Finding]) -> Check:
     try:
         passed, detail, remedy = look()
-    except (StillroomError, RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-        return Check(
-            name, False, " ".join(str(error).split()), "See the message; stillroom stops before it costs time."
-        )
+    except Exception as error:  # a user's own teacher may raise anything; a check that cannot be made has failed
+        detail = " ".join(str(error).split())
+        shown = detail if isinstance(error, StillroomError) else f"{type(error).__name__}: {detail}"
+        return Check(name, False, shown, "Mend this first: the run would stop here too.")
     return Check(name, passed, detail, "" if passed else remedy)
 
 
-def _first(examples: Examples, plan: Plan) -> Batch:
-    rows = range(min(ASKED, len(examples)))
-    view = views_of_epoch(plan, examples, 0, None)
+def some(examples: Examples, count: int, plan: Plan | None = None) -> Batch:
+    """Up to ``count`` examples from all over the data, as the plan's first epoch shows them (None: unaugmented)."""
+    # not the head: data is often sorted by class, and a missing value rarely stands in the first row
+    rows = range(0, len(examples), math.ceil(len(examples) / count))
+    view = views_of_epoch(plan, examples, 0, None) if plan is not None else None
     return examples.batch(rows, None if view is None else [view] * len(rows))
 
 
@@ -124,12 +116,23 @@ def _mode(teacher: Model, batch: Batch) -> Finding:
     if isinstance(net, torch.nn.Module) and any(module.training for module in net.modules()):
         return False, "the network, or a part of it, is in training mode", "Call .eval() on the teacher's network."
     first, again = teacher(batch), teacher(batch)
-    for name, tensor in _tensors(first).items():
+    for name, tensor in tensors_of(first).items():
         if bool(tensor.isnan().any()):
             row = int(tensor.flatten(1).isnan().any(1).nonzero()[0])
             return False, f"{name} for example {batch.ids[row]!r} holds NaN", "Look at that input; try float32."
-        if not torch.equal(tensor, _tensors(again)[name]):
-            return False, f"{name} differs when the same batch is asked twice", "Find what is random in the teacher."
+        if not torch.equal(tensor, tensors_of(again)[name]):
+            return (
+                False,
+                f"{name} differs when the same batch is asked twice",
+                "Is dropout on? Call .eval() on its network.",
+            )
+    # a batch statistic is the same twice, but not in another company: batch normalisation that still trains
+    half = slice(0, max(1, len(batch) // 2))
+    for name, tensor in tensors_of(teacher(rows_of(batch, half))).items():
+        whole = tensors_of(first)[name][half]
+        room = 0.02 * max(1.0, float(whole[whole.isfinite()].abs().max())) if whole.isfinite().any() else 0.0
+        if tensor.shape == whole.shape and not torch.allclose(tensor, whole, rtol=0.02, atol=room):
+            return False, f"{name} depends on which examples share a batch", "Call .eval() on the teacher's network."
     return True, f"gives {', '.join(first.given)}", ""
 
 
@@ -168,9 +171,9 @@ def _classes(teacher: Model, student: Student, examples: Examples, batch: Batch)
 
 def _above_chance(teacher: Model, labelled: Examples) -> Finding:
     batch = labelled_batch(labelled)
-    rows = range(min(LABELLED, len(batch)))
-    labels = batch.labels[: len(rows)] if batch.labels is not None else torch.empty(0)
-    asked = Batch(batch.ids[: len(rows)], {n: c[: len(rows)] for n, c in batch.inputs.items()}, labels)
+    # every so many rows: data is often sorted by class, and its head would be one class
+    asked = rows_of(batch, slice(None, None, math.ceil(len(batch) / LABELLED)))
+    labels = asked.labels if asked.labels is not None else torch.empty(0)
     said = teacher(asked)
     if said.logits is None or labels.is_floating_point() or labels.dim() != 1:
         return True, "not a classifier of one label per example: not looked at", ""
@@ -181,7 +184,9 @@ def _above_chance(teacher: Model, labelled: Examples) -> Finding:
     detail = f"{right} of {len(labels)} labelled right ({right / len(labels):.1%}; the largest class {majority:.1%})"
     # a right answer by chance in as many or more cases: binomial tail at the largest class's share
     tail = math.fsum(_binomial(k, len(labels), majority) for k in range(right, len(labels) + 1))
-    return tail < 0.05, detail, "Check that its weights are loaded, its class order, and how its inputs are scaled."
+    if majority ** len(labels) >= SURE:
+        return right / len(labels) >= majority, f"{detail}; too few rows or classes to be sure", GUESSES
+    return tail < SURE, detail, GUESSES
 
 
 def _binomial(k: int, n: int, p: float) -> float:
@@ -195,7 +200,7 @@ def _gradient(teacher: Model | None, student: Student, batch: Batch, objective: 
     mine = student.copy().with_features(tuple(getattr(objective, "student_features", ())))
     mine.net.train()
     with torch.no_grad():
-        target = _featured(teacher, objective)(batch) if teacher is not None else Signal()
+        target = featured(teacher, objective)(batch) if teacher is not None else Signal()
         ready, _ = built(objective, mine.predict(batch), target)
     watched = target.map(lambda t: t.clone().requires_grad_(t.is_floating_point()))
     terms = ready(mine(batch), watched, batch)
@@ -203,16 +208,17 @@ def _gradient(teacher: Model | None, student: Student, batch: Batch, objective: 
     if not total.requires_grad:
         return False, "no gradient reaches the student", "Does its forward detach, or run under no_grad?"
     if not bool(total.isfinite()):
-        return False, f"the objective is {float(total)}", "Look for extreme inputs or answers."
+        return False, f"the objective is {float(total.detach())}", "Look for extreme inputs or answers."
     total.backward()
     blind = [n for n, p in mine.net.named_parameters() if p.requires_grad and p.grad is None]
     if blind:
         return False, f"no gradient reaches {len(blind)} parameters, such as {blind[0]}", "Are they used in forward()?"
-    if any(t.grad is not None and bool(t.grad.abs().sum() > 0) for t in _tensors(watched).values()):
+    if any(t.grad is not None and bool(t.grad.abs().sum() > 0) for t in tensors_of(watched).values()):
         return False, "a gradient reaches the teacher's answer", "Detach the teacher in the objective."
-    net = getattr(teacher, "net", None)
-    if isinstance(net, torch.nn.Module) and any(p.grad is not None for p in net.parameters()):
-        return False, "a gradient reaches the teacher's weights", "Detach the teacher in the objective."
+    if float(total.detach()) > 1e-6 and not any(
+        bool(p.grad.any()) for p in mine.net.parameters() if p.grad is not None
+    ):
+        return False, "the gradient is 0 in every parameter", "Are its inputs all equal, or its units all dead?"
     parameters = sum(p.numel() for p in mine.net.parameters())
     return True, f"{', '.join(terms)}: {parameters:,} parameters", ""
 
@@ -229,12 +235,26 @@ def _zero(teacher: Model | None, batch: Batch, objective: Any) -> Finding:
     return worst < 1e-3, shown, "The objective is not a divergence: equal answers must cost nothing."
 
 
-def _featured(teacher: Any, objective: Any) -> Model:
+def featured(teacher: Any, objective: Any) -> Model:
+    """The teacher that also gives the features which the objective needs."""
     wanted = tuple(getattr(objective, "teacher_features", ()))
     return teacher.with_features(wanted) if wanted and hasattr(teacher, "with_features") else teacher
 
 
-def _tensors(signal: Signal) -> dict[str, Tensor]:
+def rows_of(batch: Batch, rows: slice) -> Batch:
+    """Some examples of a batch."""
+    return Batch(
+        batch.ids[rows],
+        {name: column[rows] for name, column in batch.inputs.items()},
+        None if batch.labels is None else batch.labels[rows],
+        None if batch.mask is None else batch.mask[rows],
+        None if batch.views is None else batch.views[rows],
+        {name: value[rows] for name, value in batch.extra.items()},
+    )
+
+
+def tensors_of(signal: Signal) -> dict[str, Tensor]:
+    """The tensors of a signal by name, for messages and for their size."""
     found = {f"features[{n!r}]": t for n, t in signal.features.items()}
     if signal.values is not None:
         found["values"] = signal.values
@@ -242,61 +262,3 @@ def _tensors(signal: Signal) -> dict[str, Tensor]:
         if isinstance(tensor := getattr(signal.logits, name, None), Tensor):
             found["logits"] = tensor
     return found
-
-
-def estimate(teacher: Model, student: Student, examples: Examples, objective: Any, plan: Plan) -> Estimate:
-    """Time, disk and memory of one recording and one training, measured on a few batches of each."""
-    batch = _first(examples, plan)
-    with torch.no_grad():
-        teacher(batch)
-        began = time.perf_counter()
-        said = _featured(teacher, objective)(batch)
-        asking = (time.perf_counter() - began) / len(batch)
-    views = max(1, plan.views or 1)
-    answer = sum(t.numel() * t.element_size() for t in _tensors(said).values()) / len(batch)
-    return Estimate(
-        record_seconds=asking * len(examples) * views,
-        fit_seconds=_step_seconds(said, student, batch, objective) / len(batch) * plan.batch_size
-        * plan.total_steps(len(examples)),
-        disk_bytes=int((answer + 32) * len(examples) * views),
-        memory_bytes=_memory(student, batch, plan),
-    )  # fmt: skip
-
-
-def _step_seconds(said: Signal, student: Student, batch: Batch, objective: Any) -> float:
-    mine = student.copy().with_features(tuple(getattr(objective, "student_features", ())))
-    ready, _ = built(objective, mine.predict(batch), said)
-    mine.net.train()
-    spent = []
-    for _ in range(3):
-        began = time.perf_counter()
-        terms = ready(mine(batch), said, batch)
-        torch.stack([values.sum() for values in terms.values()]).sum().backward()
-        spent.append(time.perf_counter() - began)
-    return sorted(spent)[1]
-
-
-def _memory(student: Student, batch: Batch, plan: Plan) -> int:
-    weights = sum(p.numel() * p.element_size() for p in student.net.parameters())
-    row = sum(c.numel() * c.element_size() for c in batch.inputs.values() if isinstance(c, Tensor)) / len(batch)
-    states = 3 if plan.optimiser == "adamw" else 2  # gradient and moments beside the weights
-    return int(weights * (1 + states) + row * plan.batch_size)
-
-
-def show(checks: Sequence[Check], cost: Estimate | None = None) -> Group:
-    """The checks as lines for a terminal, with what to do about those that failed."""
-    table = RichTable(box=None, show_header=False, pad_edge=False)
-    for check in checks:
-        mark = Text("ok  ", style="green") if check.passed else Text("FAIL", style="bold red")
-        table.add_row(mark, check.name, Text(check.detail + ("" if check.passed else f"\n{check.remedy}")))
-    if cost is None:
-        return Group(table)
-    line = (
-        f"estimate: record {_seconds(cost.record_seconds)}, fit {_seconds(cost.fit_seconds)} a training, "
-        f"{cost.disk_bytes / 1e6:,.1f} MB on disk, {cost.memory_bytes / 1e6:,.1f} MB to train the student"
-    )
-    return Group(table, Text(line))
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
