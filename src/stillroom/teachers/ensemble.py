@@ -78,11 +78,13 @@ def ensemble(
     digests = {name: [i.digest, scaled[name]] for name, i in who.items()}
     known = all(i.digest is not None for i in who.values())
     licences = sorted({i.licence for i in who.values()})
+    routes = {i.route for i in who.values()}
     identity = Identity(
         name=" + ".join(members),
         digest=json_digest({"mean": mean, "members": digests}) if known else None,
         kind="ensemble",
         licence=licences[0] if len(licences) == 1 else " AND ".join(licences),
+        route=routes.pop() if len(routes) == 1 else "unknown",
         source="its members",
         classes=next(iter(orders.values()), None),
         parts=tuple(who.values()),
