@@ -43,9 +43,8 @@ def test_a_function_is_written_by_name():
 def test_every_changed_field_changes_the_description():
     start = settings.describe(Plan())
     for field in dataclasses.fields(Plan):
-        other = {"schedule": "linear", "optimiser": "sgd", "precision": "bf16", "average": "example"}.get(
-            field.name, 17
-        )
+        others = {"schedule": "linear", "optimiser": "sgd", "precision": "bf16", "average": "example", "warmup": 0.5}
+        other = others.get(field.name, 17)
         assert settings.describe(dataclasses.replace(Plan(batch_size=64), **{field.name: other})) != start
 
 
