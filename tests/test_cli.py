@@ -1,5 +1,6 @@
 """The command line on real input: one run from recipe to verified folder, and one clear line for whatever is wrong."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -139,6 +140,36 @@ def test_bad_recipes_are_one_line(here, capsys):
     assert "takes no 'widht'" in refused(capsys, "run", edited(here, student={"use": "mlp", "widht": 3}))
     assert "absent.py does not exist" in refused(capsys, "run", edited(here, teacher={"use": "absent.py:teacher"}))
     assert not (here / "runs" / "digits" / "recording").exists()
+
+
+def test_a_function_is_an_objective_and_several_teachers_are_one(here):
+    """A recipe names an objective function of the user's own and an ensemble of teachers by name."""
+    (here / "mine.py").write_text(
+        "import stillroom as sr\n"
+        "def sure(student, teacher, batch):\n"
+        "    (values,) = sr.SoftTargets()(student, teacher, batch).values()\n"
+        "    return {'sure': values * (teacher.logits.values.softmax(-1).amax(-1) > 0.5)}\n"
+        "def teacher(examples, width):\n"
+        "    net = sr.Student.make('stillroom.students.architectures:small_cnn',\n"
+        "        {'channels': 1, 'classes': 10, 'width': width, 'size': 8})\n"
+        "    plan = sr.Plan(steps=30, learning_rate=3e-3)\n"
+        "    made = sr.fit(net, None, examples.labelled(), sr.HardLabels(), plan=plan, progress=False)\n"
+        "    return sr.from_network(made.net, classes=examples.classes, name=f'width {width}')\n"
+    )
+    members = {"a": {"use": "mine.py:teacher", "width": 8}, "b": {"use": "mine.py:teacher", "width": 12}}
+    recipe = edited(
+        here,
+        teacher={"use": "ensemble", "members": members, "weights": {"a": 1, "b": 2}},
+        objective={"use": "mine.py:sure"},
+        evaluate={"replicates": 20, "metrics": ["accuracy", "agreement"]},
+        baseline=None,
+        seeds=[0],
+        export=[],
+    )
+    done("run", recipe, "--quiet", "--set", "fit.epochs=2")
+    passport = json.loads((here / "runs" / "digits" / "passport.json").read_text())
+    assert "width 8" in json.dumps(passport["teachers"])
+    assert "width 12" in json.dumps(passport["teachers"])
 
 
 def test_more_kept_entries_than_classes(here, capsys):

@@ -107,7 +107,7 @@ def resolved(recipe: Recipe, folder: Path) -> Recipe:
 
     def walk(value: Any, key: str) -> Any:
         if isinstance(value, dict):
-            value = {k: walk(v, k if not k.isdigit() else key) for k, v in value.items()}
+            value = {k: walk(v, "teacher" if key == "members" else k) for k, v in value.items()}
             return fill(value, key) if isinstance(value.get("use"), str) else value
         if key == "target" and isinstance(value, str):
             return from_here(value)

@@ -27,6 +27,9 @@ def say(what: Any) -> None:
 
 def show_checks(run: Run) -> None:
     """Print the preflight; exit 1 when a check failed."""
+    for part, pairs in run.data["shared"].items():
+        kept = run.recipe.data.duplicates == "allow"
+        say(f"{len(pairs)} rows of {part} stand in test too: {'kept' if kept else 'left out'} (data.duplicates)")
     checks, estimate = run.check()
     say(show(checks, estimate))
     if not all(check.passed for check in checks):

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True)
+WIDTH = 28  # characters of a title, so that the numbers fit beside it
 
 
 class Step(Protocol):
@@ -30,7 +31,8 @@ def bar(title: str, total: int, done: int = 0, shown: bool = True) -> Iterator[S
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, disable=not shown) as progress:
-        task = progress.add_task(title, total=total, completed=done, note="")
+        short = title if len(title) <= WIDTH else title[: WIDTH - 1] + "…"
+        task = progress.add_task(short, total=total, completed=done, note="")
 
         def step(amount: int = 1, note: str = "") -> None:
             progress.update(task, advance=amount)

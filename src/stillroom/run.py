@@ -16,34 +16,18 @@ import torch
 from stillroom import provenance
 from stillroom.checking import Check, Estimate, estimate, preflight
 from stillroom.data.splits import check_leakage, keep_split, label_budget, split, unlabelled
-from stillroom.data.views import Chain
-from stillroom.divergences import DIVERGENCES, bind
-from stillroom.errors import DataError, UsageError, nearest
+from stillroom.errors import DataError
 from stillroom.evaluation import Report, evaluate
-from stillroom.exporting import TARGETS, Artifact, export
+from stillroom.exporting import Artifact, export
 from stillroom.fitting import fit
-from stillroom.measures import METRICS
-from stillroom.named import (
-    ADAPTERS,
-    BASELINES,
-    DATA,
-    KEEPS,
-    OBJECTIVES,
-    STUDENTS,
-    TEACHERS,
-    VIEWS,
-    call,
-    complete,
-    function_of,
-    resolved,
-)
-from stillroom.objectives import Mix
-from stillroom.plan import Plan
+from stillroom.named import ADAPTERS, BASELINES, DATA, STUDENTS, TEACHERS, call, complete, function_of, resolved
+from stillroom.parts import augment_of, keep_of, look_up, metrics_of, objective_of, plan_of
 from stillroom.recipe import Recipe, Split, Use, keep_recipe, load_recipe
 from stillroom.recording import Recording, open_recording, record
 from stillroom.report import write_report
 from stillroom.settings import name_of
 from stillroom.students.networks import Student, load_student
+from stillroom.teachers import ensemble
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +57,7 @@ class Run:
         pool = train if self.recipe.learn_from == "all" else unlabelled(train)
         if len(pool) == 0:
             raise DataError("learn_from: unlabelled leaves no rows; give data.labels, or set learn_from: all.")
-        augment = self._augment()
+        augment = augment_of(data.views, self.base)
         return parts | {
             "train": train,
             "labelled": labelled.with_augment(augment),
@@ -89,26 +73,22 @@ class Run:
             return split(source, wanted, shares.seed)
         return keep_split(self.folder / "splits.json", source, wanted, shares.seed)
 
-    def _augment(self) -> Any:
-        use = self.recipe.data.views
-        if use is None:
-            return None
-        if use.use == "chain":
-            return Chain(tuple(call(Use(**step), VIEWS, self.base, "view") for step in use.arguments["of"]))
-        return call(use, VIEWS, self.base, "view")
-
     @cached_property
     def teacher(self) -> Any:
         """The teacher, built; what it is fitted on is the labelled rows of the training data and nothing else."""
-        return call(self.recipe.teacher, TEACHERS, self.base, "teacher", self._offered)
+        return self._teacher(self.recipe.teacher)
+
+    def _teacher(self, use: Use) -> Any:
+        if use.use != "ensemble":
+            return call(use, TEACHERS, self.base, "teacher", self._offered)
+        settings = {name: value for name, value in use.arguments.items() if name != "members"}
+        return ensemble({name: self._teacher(Use(**one)) for name, one in use.arguments["members"].items()}, **settings)
 
     @property
     def _offered(self) -> dict[str, Any]:
         train = self.data["train"]
         offered: dict[str, Any] = {"examples": train, "folder": self.base}
-        if (
-            self.folder.exists()
-        ):  # a teacher that is trained keeps its work there, so that every stage opens the same one
+        if self.folder.exists():  # a teacher that is trained keeps its work there, so that every stage opens one
             offered["workspace"] = self.folder / "teacher"
         if train.classes is not None:
             offered |= {"classes": train.classes}
@@ -136,55 +116,15 @@ class Run:
 
     @cached_property
     def objective(self) -> Any:
-        return self._objective(self.recipe.objective)
-
-    @cached_property
-    def keep(self) -> list[Any]:
-        """The codecs of the recording."""
-        return [call(use, KEEPS, self.base, "keep") for use in self.recipe.record.keep]
-
-    def _objective(self, use: Any) -> Any:
-        if isinstance(use, dict):  # {soft_targets: 0.9, hard_labels: 0.1}
-            return Mix({self._objective(Use(use=name)): weight for name, weight in use.items()})
-        if isinstance(use, list):  # [{use: soft_targets, temperature: 2, weight: 0.9}, ...]
-            parts = [(dict(part), dict(part).pop("weight", 1.0)) for part in use]
-            return Mix(
-                tuple((self._objective(Use(**{k: v for k, v in p.items() if k != "weight"})), w) for p, w in parts)
-            )
-        arguments = dict(use.arguments)
-        if "divergence" in arguments:
-            arguments["divergence"] = _divergence(arguments["divergence"])
-        return call(Use(use=use.use, **arguments), OBJECTIVES, self.base, "objective")
-
-    def plan(self, seed: int, rows: int) -> Plan:
-        """The recipe's plan for a seed; steps are fixed by the pool, so that the control has the same budget."""
-        known = {field.name for field in dataclasses.fields(Plan)}
-        for name in self.recipe.fit:
-            if name not in known:
-                raise UsageError(f"fit has no setting {name!r}{nearest(name, known)}")
-        try:
-            plan = Plan(**{**self.recipe.fit, "seed": seed})
-        except TypeError as error:
-            raise UsageError(f"fit: {error}.") from None
-        views = self.recipe.record.views if self.recipe.data.views is not None else 0
-        return dataclasses.replace(plan, steps=plan.total_steps(rows), views=plan.views if views is None else views)
+        """What the student is asked to match."""
+        return objective_of(self.recipe.objective, self.base)
 
     # The stages, in order.
 
     def check(self) -> tuple[tuple[Check, ...], Estimate]:
-        """Preflight: what would go wrong later, and what it will cost.
-
-        All that a recipe names is looked up before the teacher, which may take long, is built.
-        """
+        """Preflight: what would go wrong later, and what it will cost."""
         student, pool = self.student(self.recipe.seeds[0]), self.data["pool"]
-        plan = self.plan(self.recipe.seeds[0], len(pool))
-        _ = self.objective, self.keep
-        for wanted in self.recipe.export:
-            if ":" not in wanted.target and wanted.target not in TARGETS:
-                raise UsageError(f"there is no export target {wanted.target!r}{nearest(wanted.target, TARGETS)}")
-        for name in (*(self.recipe.evaluate.metrics or ()), self.recipe.evaluate.metric or "accuracy"):
-            if name not in METRICS:
-                raise UsageError(f"there is no metric {name!r}{nearest(name, METRICS)}")
+        plan = plan_of(self.recipe, self.recipe.seeds[0], len(pool))
         checks = preflight(self.teacher, student, pool, self.objective, labelled=self.data["labelled"], plan=plan)
         return checks, estimate(self.teacher, student, pool, plan=plan, objective=self.objective)
 
@@ -195,7 +135,7 @@ class Run:
             self.teacher,
             self.data["pool"],
             self.folder / "recording",
-            self.keep,
+            keep_of(self.recipe, self.base),
             views=views,
             batch_size=self.recipe.record.batch_size,
             progress=self.progress,
@@ -211,12 +151,12 @@ class Run:
         pool, labelled = self.data["pool"], self.data["labelled"]
         trained: dict[str, list[Student]] = {"student": [], "alone": []}
         for seed in self.recipe.seeds:
-            start, plan = self.student(seed), self.plan(seed, len(pool))
+            start, plan = self.student(seed), plan_of(self.recipe, seed, len(pool))
             common: dict[str, Any] = {"plan": plan, "trackers": self.recipe.trackers, "progress": self.progress}
             folder = self.place("student", seed)
             trained["student"].append(fit(start, recording, pool, self.objective, folder=folder, **common))
             if self.recipe.alone is not None:
-                objective, folder = self._objective(self.recipe.alone.objective), self.place("alone", seed)
+                objective, folder = objective_of(self.recipe.alone.objective, self.base), self.place("alone", seed)
                 trained["alone"].append(fit(start, None, labelled, objective, folder=folder, **common))
         return trained
 
@@ -236,7 +176,7 @@ class Run:
             models,
             self.teacher,
             self.data["test"],
-            settings.metrics,
+            metrics_of(self.recipe, self.base),
             self.folder / "report",
             metric=settings.metric,
             replicates=settings.replicates,
@@ -287,19 +227,10 @@ def open_run(
     if Path(recipe).is_dir() and folder is None:
         folder = Path(recipe)
     ready = resolved(loaded, base)
+    look_up(ready, base)
     if ready.threads is not None:
         torch.set_num_threads(ready.threads)
     place = Path(folder) if folder is not None else Path("runs") / ready.name
     if claim:
         keep_recipe(ready, place)
     return Run(ready, place, base, progress)
-
-
-def _divergence(named: Any) -> Any:
-    """A divergence from its name, or from {use: name, setting: value}."""
-    name, rest = (
-        (named, {}) if isinstance(named, str) else (named.get("use"), {k: v for k, v in named.items() if k != "use"})
-    )
-    if name not in DIVERGENCES:
-        raise UsageError(f"unknown divergence {name!r}{nearest(str(name), DIVERGENCES)}")
-    return bind(DIVERGENCES[name], **rest) if rest else DIVERGENCES[name]

@@ -59,7 +59,7 @@ def _gathered(folder: Path, student: Mapping[str, Any]) -> dict[str, Any]:
         "name": (recipe or {}).get("name") or student.get("name") or "unknown",
         "student": _student(folder, student),
         "teachers": _teachers(folder, student, recording),
-        "data": _data(student, recording, report),
+        "data": _data(student, recording, report, (_read(folder, "alone/student.json") or {}).get("data")),
         "method": {"objective": student.get("objective"), "plan": student.get("plan")},
         "recipe": recipe,
         "recipe_sha256": file_digest(folder / "recipe.yaml") if recipe is not None else None,
@@ -188,12 +188,17 @@ def _call(described: Any) -> str:
 
 
 def _data(
-    student: Mapping[str, Any], recording: Mapping[str, Any] | None, report: Mapping[str, Any] | None
+    student: Mapping[str, Any],
+    recording: Mapping[str, Any] | None,
+    report: Mapping[str, Any] | None,
+    control: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
     trained, recorded = student.get("data"), (recording or {}).get("data")
     found = [_one_data("training", trained)] if trained else []
     if recorded and recorded.get("digest") != (trained or {}).get("digest"):
         found.append(_one_data("recorded", recorded))
+    if control and control.get("digest") != (trained or {}).get("digest"):
+        found.append(_one_data("control", control))
     if report:
         found.append(_one_data("evaluation", {"rows": report.get("examples"), **(report.get("data") or {})}))
     return found

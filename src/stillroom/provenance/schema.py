@@ -105,7 +105,7 @@ class DataPart(BaseModel):
     """Examples that the student learned from, or was measured on."""
 
     model_config = STRICT
-    role: Literal["training", "recorded", "evaluation"]
+    role: Literal["training", "recorded", "control", "evaluation"]
     name: str
     digest: str | None = Field(description="sha256 over (id, fingerprint of the inputs)")
     labels_digest: str | None
