@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS := classic,text,tables,images,onnx,track,dev
 
-.PHONY: help setup demo test slow lint bench wheel clean
+.PHONY: help setup demo test chromium peers slow lint bench wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -23,8 +23,12 @@ $(READY): pyproject.toml constraints.txt requirements-assets.txt
 demo: setup  ## distil a real sentence encoder into a bag of words (minutes on two cores)
 	HF_HUB_OFFLINE=1 $(BIN)/stillroom run examples/reuters.yaml
 
-test: setup  ## the default tests
+test: setup chromium  ## the default tests
 	$(BIN)/python -m pytest
+
+chromium:  # one test reads the report in a browser; where it cannot be installed, that test is skipped by name
+	@command -v chromium >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || true
 
 slow: setup  ## the tests that take minutes or need peers
 	$(BIN)/python -m pytest -m slow
@@ -36,7 +40,10 @@ lint: setup  ## ruff, pyright, import-linter, codespell
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-bench: setup  ## ratios against named peers and limits, into benchmarks/results
+peers:  # the other libraries, in an environment of their own
+	bash benchmarks/install-peers.sh
+
+bench: setup peers  ## ratios against named peers and limits, into benchmarks/results
 	$(BIN)/python benchmarks/head_step.py
 	$(BIN)/python benchmarks/recorded_epoch.py
 

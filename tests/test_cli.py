@@ -88,17 +88,23 @@ def test_a_run_from_recipe_to_verified_folder(here):
     assert "student/model.safetensors" in out
 
 
-def test_the_stages_run_alone_and_again(here):
-    """record, fit, evaluate, export and report read what lies in the folder; done again, they find it done."""
-    for command in ("record", "fit", "evaluate", "export"):
-        code, _, err = stillroom(command, "digits.yaml", *SMALL, "--quiet")
-        assert code == 0, err
-    before = (here / "runs" / "digits" / "student" / "model.safetensors").read_bytes()
-    code, _, err = stillroom("run", "runs/digits", "--quiet")
-    assert code == 0, err
-    assert (here / "runs" / "digits" / "student" / "model.safetensors").read_bytes() == before
-    assert stillroom("report", "runs/digits")[0] == 0
-    assert stillroom("verify", "runs/digits")[0] == 0
+def test_the_examples_of_the_help_work(here):
+    """Each command's example, as its help prints it: the stages alone, then all, which finds them done."""
+    (here / "examples").mkdir()
+    for name in ("digits.py", "digits.yaml"):
+        (here / name).rename(here / "examples" / name)
+    weights = here / "runs" / "digits" / "student" / "model.safetensors"
+    trained = None
+    for command in ("record", "fit", "evaluate", "export", "run", "doctor", "report", "verify", "schema"):
+        example = help_example(command)
+        assert example[0] == command
+        code, _, err = stillroom(*example, *(SMALL if "examples/digits.yaml" in example else ()))
+        assert code == 0, f"{example}: {err}"
+        if weights.exists():
+            trained = trained or weights.read_bytes()
+            assert weights.read_bytes() == trained
+    assert trained is not None
+    assert stillroom("run", "runs/digits", "--quiet")[0] == 0
 
 
 def test_doctor_checks_and_writes_nothing(here):
@@ -122,13 +128,18 @@ def test_doctor_fails_on_a_teacher_that_guesses(here):
     assert "weights are loaded" in re.sub(r"\s+", " ", out)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_help_ends_with_an_example(command):
-    """The last line of a command's help is a command that can be typed as it stands."""
+def help_example(command: str) -> list[str]:
+    """The example that a command's help ends with."""
     text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120", "NO_COLOR": "1"}).output
-    example = re.search(r"Example:\s+stillroom (\S+)", text)
-    assert example is not None
-    assert example.group(1) == command
+    example = re.search(r"Example:\s+stillroom ([^\n>]+?)\s*(?:>|\n)", text)
+    assert example is not None, text
+    return example.group(1).split()
+
+
+def test_every_command_has_an_example():
+    """So that the test above runs all of them."""
+    commands = [command.callback.__name__ for command in app.registered_commands]
+    assert sorted(commands) == sorted(COMMANDS)
 
 
 def test_bad_recipes_are_one_line(here, capsys):

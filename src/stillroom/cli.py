@@ -44,8 +44,9 @@ def run(recipe: RecipeFile, folder: Folder = None, overrides: Set = None, quiet:
     """Do all stages of a recipe in one folder: check, record, fit, evaluate, export, passport, report.
 
     A run that was interrupted goes on where it stopped; a folder that holds another recipe is refused.
+    One setting of the recipe is changed by --set fit.learning_rate=1e-3, the place by --folder runs/other.
 
-    Example:  stillroom run examples/digits.yaml --set fit.learning_rate=1e-3
+    Example:  stillroom run examples/digits.yaml
     """
     from stillroom.narration import narrate
 
