@@ -4,11 +4,13 @@ from math import inf, log
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stillroom import projection
-from stillroom.divergences import bind, cross_entropy, forward_kl, jensen_shannon, reverse_kl, skew_kl
-from stillroom.errors import PairError, UsageError
-from stillroom.types import Projected, Sparse
+from stillroom.divergences import DIVERGENCES, bind, cross_entropy, forward_kl, jensen_shannon, reverse_kl, skew_kl
+from stillroom.errors import PairError, ShapeError, UsageError
+from stillroom.objectives import HardLabels, Mix, SoftTargets, masked_mean
+from stillroom.types import Batch, Dense, Projected, Signal, Sparse
 from test_buckets import head, kept
 from test_divergences import logits
 
@@ -213,3 +215,160 @@ def test_labml_teacher_logits_on_both_sides():
         found = torch.autograd.grad(divergence(s, t).sum(), (s, t), allow_unused=True)
         assert found[0].abs().sum() > 0
         assert found[1] is None
+
+
+def said(values):
+    return Signal(logits=Dense(values))
+
+
+def batch_of(count, **rest):
+    return Batch(tuple(map(str, range(count))), {}, **rest)
+
+
+def known():
+    """The logits [4, 10] on which other libraries' values are known; labels 0, 3, 6, 9."""
+    i, j = torch.arange(4, dtype=torch.float64)[:, None], torch.arange(10, dtype=torch.float64)[None]
+    return torch.sin(7 * i + 3 * j + 1), 2 * torch.cos(5 * i + 2 * j + 0.5)
+
+
+def test_axolotl_divides_by_positions_not_by_kept_entries():
+    """axolotl's fallback normaliser is tokens x k: keeping twice as many entries halved the loss."""
+    s, t = logits(5, 11), logits(5, 11)
+    losses = [SoftTargets(temperature=1.0)(said(s), Signal(logits=kept(t, k)), batch_of(5)) for k in (10, 11)]
+    few, all_of_them = (masked_mean(loss["soft_targets"]) for loss in losses)
+    torch.testing.assert_close(all_of_them, forward_kl(s, t).mean())
+    torch.testing.assert_close(few, all_of_them)  # ten entries and the tail of one are the same eleven buckets
+
+
+def test_axolotl_lengths_are_not_repaired_by_slicing():
+    """axolotl cut the longer of student and stored teacher to the other's length: targets slid along the sequence."""
+    with pytest.raises(ShapeError, match=r"\[2, 5\], the teacher at \[2, 4\]"):
+        SoftTargets()(said(logits(2, 5, 7)), said(logits(2, 4, 7)), batch_of(2))
+
+
+@pytest.mark.parametrize("whose", ["dense", "projected", "sparse"])
+def test_liger_never_holds_the_logits_of_all_positions(whose, monkeypatch):
+    """LigerFusedLinearJSD allocates [tokens, vocabulary]; others keep that for every micro-batch (ms-swift#10097)."""
+    monkeypatch.setattr(projection, "_chunk_size", lambda *_: 2)
+    positions, vocabulary, width = 64, 50, 3
+    hidden, weight = torch.randn(positions, width, requires_grad=True), torch.randn(vocabulary, width)
+    dense = torch.randn(positions, vocabulary)
+    other = Projected(torch.randn(positions, width), weight.detach().clone())
+    teacher = {"dense": dense, "projected": other, "sparse": kept(dense, 4)}[whose]
+    largest = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor) and found.untyped_storage().data_ptr() != dense.data_ptr():
+                largest.append(found.untyped_storage().nbytes() // found.element_size())
+            return found
+
+    with Watching():
+        jensen_shannon(Projected(hidden, weight.requires_grad_()), teacher).mean().backward()
+    assert max(largest) < positions * vocabulary / 4
+
+
+def test_trl_batchmean_counts_positions():
+    """trl#4105: batchmean over [B, T, V] divides by B, or by B T V; ModelOpt's default mean divides by V as well."""
+    s, t = logits(3, 4, 6), logits(3, 4, 6)
+
+    def loss(s, t):
+        return masked_mean(SoftTargets(temperature=1.0)(said(s), said(t), batch_of(len(s)))["soft_targets"])
+
+    once = loss(s, t)
+    torch.testing.assert_close(loss(s.repeat(1, 5, 1), t.repeat(1, 5, 1)), once)
+    torch.testing.assert_close(loss(s.repeat(2, 1, 1), t.repeat(2, 1, 1)), once)
+    torch.testing.assert_close(loss(s.repeat(1, 1, 3), t.repeat(1, 1, 3)), once)
+
+
+@pytest.mark.parametrize("objective", [SoftTargets(), HardLabels()], ids=["soft_targets", "hard_labels"])
+def test_areal_a_position_answers_for_itself(objective):
+    """AReaL#1729, ms-swift#8436: logits one place away from labels or teacher, or a mask shifted against them."""
+    s, mask = logits(1, 5, 7).requires_grad_(), torch.tensor([[False, False, True, False, False]])
+    given = batch_of(1, labels=torch.tensor([[0, 1, 2, 3, 4]]), mask=mask)
+    sure = torch.nn.functional.one_hot(given.labels, 7).double() * 20
+    (term,) = objective(s_said := said(s), said(sure), given).values()
+    (gradient,) = torch.autograd.grad(term.sum(), s_said.logits.values)
+    assert term.nonzero().tolist() == [[0, 2]]
+    assert gradient.abs().sum(-1).nonzero().tolist() == [[0, 2]]
+    assert gradient[0, 2].argmin() == 2  # down the gradient, label 2 rises
+
+
+def test_verl_reverse_kl_from_top_k_does_not_collapse():
+    """verl#5041, #6676: top-k reverse KL falls without limit as the student's mass leaves the kept ids."""
+    t = logits(4, 11)
+    teacher, s = kept(t, 3), logits(4, 11).requires_grad_()
+    optimiser = torch.optim.Adam([s], lr=0.1)
+    for _ in range(300):
+        optimiser.zero_grad()
+        reverse_kl(s, teacher).sum().backward()
+        optimiser.step()
+    ours = s.detach().softmax(-1).gather(-1, teacher.ids)
+    torch.testing.assert_close(ours, teacher.log_probs.exp(), rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_mdistiller_two_classes_still_teach(name):
+    """mdistiller#60: on two classes DKD's second term is 0 whatever the student says, and teaches nothing."""
+    divergence = bind(DIVERGENCES[name], **({"alpha": 0.5, "beta": 0.5} if name == "alpha_beta" else {}))
+    s, t = torch.tensor([[1.0, -1.0]], requires_grad=True), torch.tensor([[0.5, 1.5]])
+    for teacher in (t, kept(t, 1), kept(t, 2)):
+        value = divergence(s, teacher)
+        (gradient,) = torch.autograd.grad(value.sum(), s)
+        assert value.item() > 0.05
+        assert gradient[0, 0] > 0.01
+
+
+def test_kd_lib_soft_targets_are_the_known_value():
+    """One name, four numbers: 1.20048 here; DeiT divides by classes, KD_Lib squares softmaxes, torchdistill drops T^2.
+
+    On the known logits at T = 4: 1.2004754167 (RepDistiller, mdistiller), 0.12005 (DeiT), 0.02402 (KD_Lib at its
+    default T = 20), 0.07503 (torchdistill with alpha = 0).
+    """
+    s, t = known()
+    ours = masked_mean(SoftTargets(temperature=4.0)(said(s), said(t), batch_of(4))["soft_targets"]).item()
+    assert ours == pytest.approx(1.2004754167, abs=1e-10)
+    assert ours / 10 == pytest.approx(0.12005, abs=1e-5)
+    assert ours / 16 == pytest.approx(0.07503, abs=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-9, 1.0])
+def test_torchdistill_the_factor_does_not_depend_on_the_label_weight(weight):
+    """torchdistill drops T^2 when alpha is 0 or there are no labels: at T = 4, 16 times below alpha = 1e-9."""
+    s, t = known()
+    alone = SoftTargets(temperature=4.0)(said(s), said(t), batch_of(4))["soft_targets"]
+    labelled = batch_of(4, labels=torch.tensor([0, 3, 6, 9]))
+    mixed = Mix({SoftTargets(temperature=4.0): 1.0, HardLabels(): weight})(said(s), said(t), labelled)
+    assert torch.equal(mixed["soft_targets"], alone)
+
+
+def test_mlld_a_mask_selects_examples():
+    """MLLD multiplies a KL that is already a mean by its mask: a constant near 0.5, and nothing is selected."""
+    s, t = known()
+    mask, s = torch.tensor([True, False, False, True]), s.requires_grad_()
+    found = masked_mean(SoftTargets(temperature=4.0)(said(s), said(t), batch_of(4, mask=mask))["soft_targets"], mask)
+    torch.testing.assert_close(found, 16 * forward_kl(s[mask], t[mask], temperature=4.0).mean())
+    (gradient,) = torch.autograd.grad(found, s)
+    assert gradient.abs().sum(-1).gt(0).tolist() == mask.tolist()
+
+
+def test_hinton_the_hot_gradient_is_the_centred_difference():
+    """haitongli#48, Tf-KD#5, deit#61: reductions and T^2. Hinton et al. 2015, eq. 4: (s - t, both centred) / (C B)."""
+    (s, t), hot = known(), 1e4
+    loss = masked_mean(SoftTargets(temperature=hot)(said(s.requires_grad_()), said(t), batch_of(4))["soft_targets"])
+    (gradient,) = torch.autograd.grad(loss, s)
+    s = s.detach()
+    torch.testing.assert_close(gradient, (s - s.mean(1, True) - t + t.mean(1, True)) / 40, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_liger_fp16_at_1e4_is_not_nan(name):
+    """Liger#862, Liger#1453, cls_KD#13: nan in half precision, where 1e4 is a number and its exponential is not."""
+    divergence = bind(DIVERGENCES[name], **({"alpha": 0.5, "beta": 0.5} if name == "alpha_beta" else {}))
+    s = torch.tensor([[1e4, -1e4, 0.0], [6e4, -6e4, 0.0]], dtype=torch.float16, requires_grad=True)
+    value = divergence(s, torch.tensor([[-1e4, 1e4, 0.0], [6e4, -6e4, 0.0]], dtype=torch.float16))
+    value.sum().backward()
+    assert value.isfinite().all()
+    assert s.grad is not None
+    assert s.grad.isfinite().all()
