@@ -14,6 +14,7 @@ from stillroom.buckets import ExtraIds
 from stillroom.data import Flip, Table
 from stillroom.digests import input_fingerprints, key_hash
 from stillroom.divergences import forward_kl
+from stillroom.errors import RecordingError
 from stillroom.evaluation import evaluate
 from stillroom.network import Columns
 from stillroom.objectives import HardLabels, Mix, SoftTargets
@@ -35,7 +36,7 @@ def test_easydistill_recorded_answers_follow_their_examples(accumulation, tmp_pa
     def of_the_row_before(batch):
         return recording(slid.batch([slid.ids.index(name) for name in batch.ids]))
 
-    with pytest.raises(Exception, match="the input differs"):
+    with pytest.raises(RecordingError, match="the input differs"):
         trained(SoftTargets(), examples, by=of_the_row_before, steps=1)
 
 

@@ -46,3 +46,13 @@ def test_links_between_pages_lead_somewhere():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_named_tests_exist():
+    """docs/peers.md names a test for every defect; its tables are made of nothing else."""
+    page = (ROOT / "docs" / "peers.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    assert len(named) >= len([line for line in page.splitlines() if line.startswith("| ")]) - page.count("| defect |")
+    for file, name in named:
+        (path,) = (ROOT / "tests").rglob(file)
+        assert f"\ndef {name}(" in path.read_text(), f"docs/peers.md: {file}::{name}"
