@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -165,6 +166,12 @@ def main(arguments: list[str] | None = None) -> Any:
     except StillroomError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.exit_code) from None
+    except Exception as error:
+        if os.environ.get("STILLROOM_TRACEBACK"):
+            raise
+        what = " ".join(str(error).split()) or "no message"
+        sys.stderr.write(f"error: {type(error).__name__}: {what} (STILLROOM_TRACEBACK=1 shows where)\n")
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: what was written is whole; the same command goes on from there.\n")
         raise SystemExit(130) from None

@@ -25,7 +25,7 @@ def accelerator_for(plan: Plan, trackers: Sequence[str], folder: Path | None) ->
 
     Raises UsageError for a precision or tracker that cannot be used here, MissingExtraError for a tracker's library.
     """
-    _check_trackers(trackers, folder)
+    check_trackers(trackers, folder)
     AcceleratorState._reset_state()  # so that one process can fit with one precision after another
     precision = "no" if plan.precision == "fp32" else plan.precision
     try:
@@ -43,7 +43,8 @@ def accelerator_for(plan: Plan, trackers: Sequence[str], folder: Path | None) ->
     return made
 
 
-def _check_trackers(trackers: Sequence[str], folder: Path | None) -> None:
+def check_trackers(trackers: Sequence[str], folder: Path | None) -> None:
+    """Raise UsageError for an unknown tracker or no folder to write to, MissingExtraError for its library."""
     if trackers and folder is None:
         raise UsageError(f"trackers={list(trackers)} need a folder to write to. Pass folder=.")
     for name in trackers:
@@ -71,3 +72,11 @@ def seed_draws(seed: int, step: int, rank: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(number)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(number)
+
+
+def nameless(folder: Path) -> None:
+    """Rename TensorBoard's event files: their names hold this machine's, which has no place in a run's folder."""
+    events = sorted((folder / "trackers").rglob("*.tfevents.*"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    fresh = [path for path in events if path.suffix != ".kept"]
+    for number, path in enumerate(fresh, len(events) - len(fresh)):
+        path.rename(path.with_name(f"events.out.tfevents.{number}.kept"))

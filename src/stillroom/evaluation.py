@@ -14,7 +14,7 @@ from rich.console import Console, Group
 
 from stillroom import measures
 from stillroom.digests import data_description
-from stillroom.errors import FolderError, UsageError, nearest
+from stillroom.errors import FolderError, PairError, UsageError, nearest
 from stillroom.files import read_json, write_json
 from stillroom.measures import Interval
 from stillroom.measures.asking import Asked, Seeds, ask_all
@@ -96,6 +96,7 @@ def evaluate(
     """
     check_batch_of(examples)
     rows = _rows_of(models, teacher)
+    _check_orders(rows, examples)
     with answering([teacher, *(model for seeds in rows.values() for model in seeds)]):
         first = examples.batch([0], None)
         chosen = _metrics_of(metrics, teacher, first)
@@ -146,6 +147,21 @@ def load_report(folder: str | Path) -> Report:
         raise FolderError(f"{folder / FILE} has format {content.get('format')!r}; expected {FORMAT!r}. Evaluate again.")
     names = {f.name for f in dataclasses.fields(Report)} - {"folder"}
     return Report(**{name: content[name] for name in names if name in content}, folder=folder)
+
+
+def _check_orders(rows: Mapping[str, Seeds], examples: Examples) -> None:
+    for name, seeds in rows.items():
+        for model in seeds:
+            check_classes(name, identity_of(model).classes, getattr(examples, "classes", None))
+
+
+def check_classes(whose: str, ours: Sequence[str] | None, theirs: Sequence[str] | None) -> None:
+    """Raise PairError when both orders of classes are known and one is not the beginning of the other."""
+    if ours and theirs and any(a != b for a, b in zip(ours, theirs, strict=False)):
+        raise PairError(
+            f"the classes of {whose!r} are in the order {', '.join(ours[:6])}; of the data: {', '.join(theirs[:6])}. "
+            "Labels would be compared with other classes: give both the same order."
+        )
 
 
 def _rows_of(models: Mapping[str, Model | Sequence[Model]], teacher: Model) -> dict[str, Seeds]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom import checkpoint
-from stillroom.devices import accelerator_for, optimiser_for, seed_draws
+from stillroom.devices import accelerator_for, nameless, optimiser_for, seed_draws
 from stillroom.environment import environment
 from stillroom.errors import DataError, SignalError, UsageError
 from stillroom.files import claim_folder, write_json
@@ -87,6 +87,8 @@ def fit(
     finally:
         for tracker in run.accelerator.trackers:  # not end_training(): it would end the ranks' process group too
             tracker.finish()
+        if run.accelerator.is_main_process and trackers and folder is not None:
+            nameless(folder)
     return run.finish(about)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 from stillroom import settings
 from stillroom.data.views import Chain
+from stillroom.devices import check_trackers
 from stillroom.divergences import DIVERGENCES, bind
 from stillroom.errors import UsageError, nearest
-from stillroom.exporting import TARGETS
+from stillroom.exporting import PRECISIONS, TARGETS
 from stillroom.measures import METRICS
 from stillroom.named import (
     ADAPTERS,
@@ -55,6 +57,9 @@ def look_up(recipe: Recipe, folder: Path) -> None:
     for wanted in recipe.export:
         if ":" not in wanted.target and wanted.target not in TARGETS:
             raise UsageError(f"there is no export target {wanted.target!r}{nearest(wanted.target, TARGETS)}")
+        if wanted.target == "onnx" and wanted.precision not in PRECISIONS:
+            raise UsageError(f"onnx has no precision {wanted.precision!r}{nearest(wanted.precision, PRECISIONS)}")
+    check_trackers(recipe.trackers, folder)
     metrics_of(recipe, folder)
 
 
@@ -63,7 +68,7 @@ def _members(use: Use) -> list[Use]:
     if use.use != "ensemble":
         return [use]
     members = use.arguments.get("members")
-    if not isinstance(members, dict) or len(members) < 2:
+    if not isinstance(members, dict) or len(members) < 2 or not all(isinstance(m, dict) for m in members.values()):
         raise UsageError("a teacher {use: ensemble} needs members: {name: {use: ...}, name: {use: ...}}.")
     complete(Use(use="ensemble", **{k: v for k, v in use.arguments.items() if k != "members"}), ensemble, "teacher")
     return [found for one in members.values() for found in _members(Use(**one))]
@@ -75,6 +80,8 @@ def metrics_of(recipe: Recipe, folder: Path) -> list[Any] | None:
     for name in (*(named or ()), *((headline,) if headline else ())):
         if ":" not in name and name not in METRICS:
             raise UsageError(f"there is no metric {name!r}{nearest(name, METRICS)}")
+    if headline and named is not None and headline not in named:
+        raise UsageError(f"the headline {headline!r} is not among the metrics {', '.join(named)}. Add it there.")
     return None if named is None else [settings.resolve(n, folder) if ":" in n else n for n in named]
 
 
@@ -83,7 +90,12 @@ def objective_of(use: Any, folder: Path) -> Any:
     if isinstance(use, dict):
         return Mix({objective_of(Use(use=name), folder): weight for name, weight in use.items()})
     if isinstance(use, list):
-        weights = [part.get("weight", 1.0) for part in use]
+        use = [{"use": part} if isinstance(part, str) else part for part in use]
+        if not all(isinstance(part, dict) and isinstance(part.get("use"), str) for part in use):
+            raise UsageError("a list of objectives holds names, or {use: NAME, setting: value, weight: 0.5}.")
+        weights = [_number(part.get("weight", 1.0)) for part in use]
+        if not all(isinstance(w, int | float) for w in weights):
+            raise UsageError(f"the weights of the objectives are numbers, not {weights}.")
         parts = [Use(**{name: value for name, value in part.items() if name != "weight"}) for part in use]
         return Mix(tuple((objective_of(part, folder), w) for part, w in zip(parts, weights, strict=True)))
     arguments = dict(use.arguments)
@@ -101,6 +113,8 @@ def _divergence(named: Any) -> Any:
     """A divergence from its name, or from {use: name, setting: value}; a resolved recipe names the function itself."""
     if isinstance(named, dict) and "function" in named:
         named = named["function"].rpartition(":")[2]
+    if not isinstance(named, str | dict):
+        raise UsageError(f"divergence is a name, or {{use: NAME, setting: value}}, not {named!r}.")
     name, bound = (named, {}) if isinstance(named, str) else (named.get("use"), {**named})
     bound.pop("use", None)
     if name not in DIVERGENCES:
@@ -116,13 +130,24 @@ def plan_of(recipe: Recipe, seed: int, rows: int | None = None) -> Plan:
             raise UsageError(f"fit has no setting {name!r}{nearest(name, known)}")
     if recipe.data.views is not None and recipe.record.views is None:
         raise UsageError("data.views draws augmented views, so say in record.views how many (such as 8).")
+    if recipe.data.views is None and recipe.record.views is not None:
+        raise UsageError("record.views needs data.views: name the augmentation that draws them.")
+    given = {name: _number(value) for name, value in recipe.fit.items()}
     try:
-        plan = Plan(**{**recipe.fit, "seed": seed})
+        plan = Plan(**{**given, "seed": seed})
     except TypeError as error:
         raise UsageError(f"fit: {error}.") from None
     # the control sees as many views as the recording holds
     views = recipe.record.views if recipe.data.views is not None else 0
     return dataclasses.replace(plan, steps=plan.total_steps(rows) if rows else plan.steps, views=views)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text; here it is the number that was meant."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def keep_of(recipe: Recipe, folder: Path) -> list[Any]:
@@ -135,6 +160,8 @@ def augment_of(use: Use | None, folder: Path) -> Any:
     if use is None:
         return None
     if use.use == "chain":
+        if not isinstance(use.arguments.get("of"), list):
+            raise UsageError("views {use: chain} needs of: [{use: NAME, ...}, ...].")
         return Chain(tuple(call(Use(**step), VIEWS, folder, "view") for step in use.arguments["of"]))
     function = function_of(use, VIEWS, folder, "view")
     return call(use, VIEWS, folder, "view") if isinstance(function, type) else function

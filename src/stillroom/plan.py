@@ -46,7 +46,18 @@ class Plan:
     views: int | None = None  # augmented views of each example, used in turn; None: the recording's, or always fresh
     seed: int = 0
 
+    def _check_kinds(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "views", "seed"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise UsageError(f"plan.{name} is a whole number, not {value!r}.")
+        for name in ("epochs", "learning_rate", "weight_decay", "momentum", "warmup", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+                raise UsageError(f"plan.{name} is a number, not {value!r}.")
+
     def __post_init__(self) -> None:
+        self._check_kinds()
         for name in ("epochs", "batch_size", "accumulation", "learning_rate", "steps", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stillroom.errors import FolderError, MissingFileError, UsageError, nearest
 
@@ -107,7 +107,7 @@ class Recipe(Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     about: str = ""
-    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
     data: Data
     teacher: Use
     record: Record = Record()
@@ -121,6 +121,14 @@ class Recipe(Strict):
     evaluate: Evaluate = Evaluate()
     export: list[Export] = []
     threads: int | None = Field(None, gt=0, description="torch threads; default: torch's own choice")
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed that stands twice is one training, not two")
+        return seeds
+
     files: dict[str, str] = Field(default_factory=dict, description="sha256 of the user's own files, when resolved")
 
 
@@ -135,8 +143,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist. Give the path of a recipe (YAML) or of a run's folder.")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds {type(content).__name__}, not a recipe (a mapping with 'name', 'data', ...).")
@@ -185,7 +193,10 @@ def _set(content: dict[str, Any], override: str) -> None:
         place = place.setdefault(part, {}) if isinstance(place, dict) else None
         if not isinstance(place, dict):
             raise UsageError(f"--set {override!r}: {part!r} holds no keys.")
-    parsed = yaml.safe_load(value)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
     if isinstance(parsed, str):  # YAML 1.1 reads 1e-4 as text
         with contextlib.suppress(ValueError):
             parsed = float(parsed)
@@ -197,14 +208,19 @@ def keep_recipe(recipe: Recipe, run_folder: Path) -> None:
     path = run_folder / "recipe.yaml"
     content = recipe.model_dump(mode="json")
     if path.exists():
-        found = yaml.safe_load(path.read_text())
-        different = [key for key in content if content[key] != (found or {}).get(key)]
+        try:
+            found = yaml.safe_load(path.read_text()) or {}
+            different = [key for key in content if content[key] != found.get(key)]
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
+            raise FolderError(f"{path} cannot be read. Restore it, or delete the folder.") from None
         if different:
             raise FolderError(
                 f"{run_folder} holds a run of another recipe (different: {', '.join(different)}). Nothing was changed. "
                 "Choose another --folder or name, or delete it."
             )
         return
+    if run_folder.exists() and not run_folder.is_dir():
+        raise FolderError(f"{run_folder} is a file, not a folder. Choose another --folder.")
     if run_folder.exists() and any(run_folder.iterdir()):
         raise FolderError(f"{run_folder} is not empty and holds no recipe.yaml. Choose another --folder.")
     run_folder.mkdir(parents=True, exist_ok=True)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from stillroom import provenance
-from stillroom.checking import Check, Estimate, estimate, preflight
+from stillroom.checking import Check, Estimate, estimate, featured, preflight
 from stillroom.data.splits import check_leakage, keep_split, label_budget, split, unlabelled
-from stillroom.errors import DataError
+from stillroom.data.table import Table
+from stillroom.errors import DataError, PairError, UsageError
 from stillroom.evaluation import Report, evaluate
 from stillroom.exporting import Artifact, export
 from stillroom.fitting import fit
@@ -38,17 +39,13 @@ class Run:
     folder: Path
     base: Path
     progress: bool = True
+    claimed: bool = True  # False: only looking (doctor), nothing is written
 
     @cached_property
     def data(self) -> dict[str, Any]:
         """The examples by role: train (with the label budget), labelled, pool (what the student sees), test."""
         data = self.recipe.data
-        if data.source is not None:
-            parts = self._split(call(data.source, DATA, self.base, "source"))
-        else:
-            parts = {
-                role: call(use, DATA, self.base, "data") for role in ("train", "test") if (use := getattr(data, role))
-            }
+        parts = dict(self.sources) if data.source is None else self._split(self.sources["source"])
         parts, shared = check_leakage(parts, data.duplicates)
         train = parts["train"]
         if data.labels is not None:
@@ -58,18 +55,47 @@ class Run:
         if len(pool) == 0:
             raise DataError("learn_from: unlabelled leaves no rows; give data.labels, or set learn_from: all.")
         augment = augment_of(data.views, self.base)
+        if augment is not None:
+            labelled, pool = labelled.with_augment(augment), pool.with_augment(augment)
+        elif pool.augmented:
+            raise UsageError("the training data augments itself: name its augmentation in data.views instead.")
         return parts | {
             "train": train,
-            "labelled": labelled.with_augment(augment),
-            "pool": pool.with_augment(augment),
+            "labelled": labelled,
+            "pool": pool,
             "shared": shared,
         }
+
+    def _read(self, use: Use, **known: Any) -> Table:
+        found = call(use, DATA, self.base, "data", {"folder": self.base, **known})
+        if not isinstance(found, Table):
+            raise DataError(f"{use.use} returned {type(found).__name__}; data is a stillroom.Table.")
+        return found
+
+    @cached_property
+    def sources(self) -> dict[str, Table]:
+        """The data as it is read: one source, or both sides in one class order.
+
+        Each side's file alone would number the classes that it happens to hold.
+        """
+        data = self.recipe.data
+        if data.train is None or data.test is None:
+            assert data.source is not None  # the recipe was checked
+            return {"source": self._read(data.source)}
+        train = self._read(data.train)
+        test = self._read(data.test, **({"classes": train.classes} if train.classes else {}))
+        if train.classes and test.classes and train.classes != test.classes:
+            raise PairError(
+                f"train orders its classes {', '.join(train.classes[:6])}, test {', '.join(test.classes[:6])}. "
+                "Give both the same, with classes: [...]."
+            )
+        return {"train": train, "test": test}
 
     def _split(self, source: Any) -> dict[str, Any]:
         """The parts of one source; kept in the run's folder, so that a row that was tested is never trained on."""
         shares = self.recipe.data.split or Split()
         wanted = {name: share for name in ("train", "validation", "test") if (share := getattr(shares, name)) > 0}
-        if not self.folder.exists():  # only looking (doctor): nothing is written
+        if not self.claimed:
             return split(source, wanted, shares.seed)
         return keep_split(self.folder / "splits.json", source, wanted, shares.seed)
 
@@ -88,7 +114,7 @@ class Run:
     def _offered(self) -> dict[str, Any]:
         train = self.data["train"]
         offered: dict[str, Any] = {"examples": train, "folder": self.base}
-        if self.folder.exists():  # a teacher that is trained keeps its work there, so that every stage opens one
+        if self.claimed:  # a teacher that is trained keeps its work there, so that every stage opens one
             offered["workspace"] = self.folder / "teacher"
         if train.classes is not None:
             offered |= {"classes": train.classes}
@@ -121,18 +147,20 @@ class Run:
 
     # The stages, in order.
 
-    def check(self) -> tuple[tuple[Check, ...], Estimate]:
+    def check(self) -> tuple[tuple[Check, ...], Estimate | None]:
         """Preflight: what would go wrong later, and what it will cost."""
         student, pool = self.student(self.recipe.seeds[0]), self.data["pool"]
         plan = plan_of(self.recipe, self.recipe.seeds[0], len(pool))
         checks = preflight(self.teacher, student, pool, self.objective, labelled=self.data["labelled"], plan=plan)
+        if not all(check.passed for check in checks):
+            return checks, None
         return checks, estimate(self.teacher, student, pool, plan=plan, objective=self.objective)
 
     def record(self) -> Recording:
         """Ask the teacher once; every seed learns from the same answers."""
         views = self.recipe.record.views if self.recipe.data.views is not None else None
         return record(
-            self.teacher,
+            featured(self.teacher, self.objective),
             self.data["pool"],
             self.folder / "recording",
             keep_of(self.recipe, self.base),
@@ -231,6 +259,8 @@ def open_run(
     if ready.threads is not None:
         torch.set_num_threads(ready.threads)
     place = Path(folder) if folder is not None else Path("runs") / ready.name
+    run = Run(ready, place, base, progress, claim)
     if claim:
+        _ = run.sources  # a file that is not there must not cost the folder
         keep_recipe(ready, place)
-    return Run(ready, place, base, progress)
+    return run

@@ -1,6 +1,6 @@
 """The checks before anything long starts (``preflight``), and what a run will cost (``estimate``)."""
 
 from stillroom.checking.cost import Estimate, estimate, show
-from stillroom.checking.pair import Check, preflight
+from stillroom.checking.pair import Check, featured, preflight
 
-__all__ = ["Check", "Estimate", "estimate", "preflight", "show"]
+__all__ = ["Check", "Estimate", "estimate", "featured", "preflight", "show"]

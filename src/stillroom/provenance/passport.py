@@ -139,7 +139,7 @@ def _student(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     factory = (config.get("source") or {}).get("factory")
     own = isinstance(factory, str) and factory.startswith(OWN_FACTORIES)
     plain, _ = files_of(folder / "student")
-    shipped = [name for name in plain if not name.endswith(TEMPORARY) and name != UNFINISHED]
+    shipped = [n for n in plain if not n.endswith(TEMPORARY) and n != UNFINISHED and not n.startswith("trackers/")]
     return {
         "name": config.get("name", "unknown"),
         "init": config.get("init", "random" if own else "unknown"),

@@ -160,7 +160,12 @@ def load_student(folder: str | Path, base: Path | None = None) -> Student:
     )
     if source["digest"] and student.source and student.source.digest != source["digest"]:
         warnings.warn(f"{source['factory']} has changed since {folder} was trained.", stacklevel=2)
-    state = load_file(folder / WEIGHTS)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except Exception as error:
+        raise FolderError(f"{folder / WEIGHTS} cannot be read ({error}): it is cut or damaged. Train again.") from None
+    if config.get("content_digest") and state_digest(state) != config["content_digest"]:
+        raise FolderError(f"{folder / WEIGHTS} holds other weights than student.json says. Restore it, or train again.")
     try:
         student.net.load_state_dict(state)
     except RuntimeError as error:
