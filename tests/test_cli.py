@@ -229,7 +229,7 @@ def test_labels_outside_the_classes_name_the_example(here, capsys):
     sys.path.insert(0, str(here))
     try:
         data = {"train": {"use": "wrong.py:data", "split": "train"}, "test": {"use": "wrong.py:data", "split": "test"}}
-        line = refused(capsys, "run", edited(here, data=data))
+        line = refused(capsys, "run", edited(here, data=data, record={}))
     finally:
         sys.path.remove(str(here))
     assert "digit-0003" in line
