@@ -13,7 +13,7 @@ from stillroom.students.networks import Student, save_student
 from stillroom.students.teaching import from_run
 from stillroom.teachers.heads import STRENGTHS, choose_strength, fit_head
 from stillroom.teachers.networks import from_factory, from_network
-from stillroom.teachers.places import locate
+from stillroom.places import locate
 from stillroom.types import Batch, Model
 
 

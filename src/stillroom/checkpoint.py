@@ -5,6 +5,7 @@ The state is one file, replaced whole, and read without unpickling code.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ from stillroom import settings
 from stillroom.digests import data_description, json_digest, state_digest
 from stillroom.errors import FolderError
 from stillroom.files import read_json, write_bytes
-from stillroom.students.networks import CONFIG, WEIGHTS, Student
+from stillroom.language import is_causal
+from stillroom.students.networks import CONFIG, WEIGHTS, Student, load_student
 from stillroom.types import Examples, identity_of
 
 CHECKPOINT = "checkpoint.pt"
@@ -85,13 +87,15 @@ def finished(folder: Path) -> bool:
 
 def restored(student: Student, folder: Path) -> Student:
     """The finished student of a folder, in a copy of ``student``'s network. Raises FolderError for damaged weights."""
-    trained = student.copy()
     try:
         state = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise FolderError(f"{folder / WEIGHTS} is damaged ({error}). Delete it to train again.") from None
     if state_digest(state) != read_json(folder / CONFIG)["content_digest"]:
         raise FolderError(f"{folder / WEIGHTS} is not what was trained ({CONFIG} differs). Delete it to train again.")
+    if is_causal(student.net):  # adapters are merged on disk, a tied head is kept once
+        return dataclasses.replace(student, net=load_student(folder).net)
+    trained = student.copy()
     trained.net.load_state_dict(state)
     trained.net.eval()
     return trained

@@ -5,6 +5,7 @@ Teachers and students share this; neither knows of the other.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.errors import DataError, SignalError, UsageError, nearest
-from stillroom.types import Batch, Column, Dense, Signal
+from stillroom.language.answers import next_token
+from stillroom.types import Batch, Column, Dense, Projected, Signal
 
-Answers = Literal["logits", "values"]
+Answers = Literal["logits", "values", "next_token"]
 Adapter = Callable[[Mapping[str, Column]], tuple[Tensor, ...]]
 
 
@@ -95,20 +97,24 @@ def answer(
 ) -> Signal:
     """Run ``net`` on the adapted columns and wrap what it returns. Runs in whatever mode and grad state it is in.
 
-    The network may return a Tensor (logits or values by ``answers``), an object with ``.logits``, or a Signal.
+    The network may return a Tensor (logits or values by ``answers``), an object with ``.logits``, or a Signal;
+    ``answers='next_token'``: it is a causal language model of transformers, the tensors are its tokens and positions.
     """
     device = device_of(net)
     tensors = tuple(tensor.to(device) for tensor in adapter(batch.inputs))
+    run = functools.partial(next_token, net) if answers == "next_token" else net
     if not features:
-        return _as_signal(net(*tensors), answers, {})
+        return _as_signal(run(*tensors), answers, {})
     with captured(net, features) as caught:
-        output = net(*tensors)
+        output = run(*tensors)
     return _as_signal(output, answers, caught)
 
 
 def _as_signal(output: Any, answers: Answers, features: Mapping[str, Tensor]) -> Signal:
     if isinstance(output, Signal):
         return output
+    if isinstance(output, Projected):
+        return Signal(logits=output, features=dict(features))
     tensor = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(tensor, Tensor):
         raise SignalError(f"the network returned {type(output).__name__}; expected a tensor, '.logits' or a Signal.")

@@ -193,6 +193,8 @@ class Identity:
     source: str = "unknown"  # where the weights came from: a package and version, a hub name, a path's last part
     revision: str | None = None
     classes: tuple[str, ...] | None = None  # the order of its logits
+    tokenizer: str | None = None  # sha256 of what its ids mean (language.tokenizer_digest)
+    template: str | None = None  # sha256 of its chat template (language.template_digest)
     parts: tuple[Identity, ...] = ()  # the members of an ensemble
 
 

@@ -2,9 +2,11 @@
 
 from stillroom.data.arrays import from_arrays, from_numpy
 from stillroom.data.images import from_image_folder
+from stillroom.data.packing import pack
 from stillroom.data.splits import check_leakage, keep_split, label_budget, leakage, split, unlabelled
 from stillroom.data.table import LazyColumn, Table
 from stillroom.data.tables import from_csv, from_jsonl, from_parquet, from_rows
+from stillroom.data.tokens import Packed
 from stillroom.data.views import Chain, Draws, Flip, Noise, Shift, WordDropout
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "Flip",
     "LazyColumn",
     "Noise",
+    "Packed",
     "Shift",
     "Table",
     "WordDropout",
@@ -27,6 +30,7 @@ __all__ = [
     "keep_split",
     "label_budget",
     "leakage",
+    "pack",
     "split",
     "unlabelled",
 ]

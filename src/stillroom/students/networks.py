@@ -18,6 +18,7 @@ from stillroom import settings
 from stillroom.digests import file_digest, state_digest
 from stillroom.errors import FolderError, MissingFileError, UsageError
 from stillroom.files import read_json, write_bytes, write_json
+from stillroom.language import describe_tokenizer, is_causal, load_causal, write_folder
 from stillroom.network import Adapter, Answers, Columns, answer
 from stillroom.types import Batch, Column, Identity, Signal
 
@@ -49,6 +50,7 @@ class Student:
     classes: tuple[str, ...] | None = None
     source: Source | None = None
     name: str = "student"
+    tokenizer: Any = None  # of a language model, saved beside its weights
 
     @classmethod
     def make(
@@ -91,9 +93,9 @@ class Student:
     @property
     def identity(self) -> Identity:
         """Name and content digest of the weights as they are now."""
-        return Identity(
-            self.name, state_digest(self.net.state_dict()), kind="student", licence="unknown", classes=self.classes
-        )
+        digest = state_digest(self.net.state_dict())
+        known = {} if self.tokenizer is None else describe_tokenizer(self.tokenizer)
+        return Identity(self.name, digest, kind="student", licence="unknown", classes=self.classes, **known)
 
     def copy(self) -> Student:
         """The same student with its own weights."""
@@ -120,6 +122,7 @@ def describe_student(student: Student) -> dict[str, Any]:
         "classes": list(student.classes) if student.classes else None,
         "source": settings.describe(student.source) if student.source else None,
         "adapter": settings.describe(student.adapter),
+        "layout": "transformers" if is_causal(student.net) else None,
         "parameters": sum(p.numel() for p in student.net.parameters()),
     }
 
@@ -127,8 +130,12 @@ def describe_student(student: Student) -> dict[str, Any]:
 def save_student(student: Student, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
     """Write model.safetensors and student.json. ``extra`` joins student.json (what trained it)."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.net.state_dict().items()}
-    write_bytes(folder / WEIGHTS, save(state))
+    if is_causal(student.net):
+        write_folder(student.net, student.tokenizer, folder)
+        state = load_file(folder / WEIGHTS)
+    else:
+        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.net.state_dict().items()}
+        write_bytes(folder / WEIGHTS, save(state))
     config = {**describe_student(student), "content_digest": state_digest(state), **(extra or {})}
     write_json(folder / CONFIG, config)
 
@@ -142,6 +149,18 @@ def load_student(folder: str | Path, base: Path | None = None) -> Student:
     config = read_json(folder / CONFIG)
     if not (folder / WEIGHTS).is_file():
         raise MissingFileError(f"{folder / WEIGHTS} does not exist: the training has not finished, or it was deleted.")
+    if config.get("layout") == "transformers":
+        check_weights(folder, config)
+        loaded = load_causal(folder)
+        loaded.net.requires_grad_(True)
+        return Student(
+            loaded.net,
+            adapter=settings.rebuild(config["adapter"], base),
+            answers=config["answers"],
+            features=tuple(config["features"]),
+            name=config["name"],
+            tokenizer=loaded.tokenizer,
+        )
     if config["source"] is None:
         raise FolderError(
             f"{folder} does not say how to rebuild the network. Train with Student.make(factory, arguments) "
@@ -160,15 +179,21 @@ def load_student(folder: str | Path, base: Path | None = None) -> Student:
     )
     if source["digest"] and student.source and student.source.digest != source["digest"]:
         warnings.warn(f"{source['factory']} has changed since {folder} was trained.", stacklevel=2)
-    try:
-        state = load_file(folder / WEIGHTS)
-    except Exception as error:
-        raise FolderError(f"{folder / WEIGHTS} cannot be read ({error}): it is cut or damaged. Train again.") from None
-    if config.get("content_digest") and state_digest(state) != config["content_digest"]:
-        raise FolderError(f"{folder / WEIGHTS} holds other weights than student.json says. Restore it, or train again.")
+    state = check_weights(folder, config)
     try:
         student.net.load_state_dict(state)
     except RuntimeError as error:
         raise UsageError(f"the weights in {folder} do not fit what {source['factory']} builds: {error}") from None
     student.net.eval()
     return student
+
+
+def check_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a student's weights. Raises FolderError when they are damaged or not those student.json names."""
+    try:
+        state = load_file(folder / WEIGHTS)
+    except Exception as error:
+        raise FolderError(f"{folder / WEIGHTS} cannot be read ({error}): it is cut or damaged. Train again.") from None
+    if config.get("content_digest") and state_digest(state) != config["content_digest"]:
+        raise FolderError(f"{folder / WEIGHTS} holds other weights than student.json says. Restore it, or train again.")
+    return state

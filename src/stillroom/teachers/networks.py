@@ -29,6 +29,7 @@ class Network:
     answers: Answers
     features: tuple[str, ...]
     identity: Identity
+    tokenizer: Any = None  # of a language model
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Signal:

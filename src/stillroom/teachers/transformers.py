@@ -18,10 +18,10 @@ from stillroom.digests import state_digest
 from stillroom.errors import DataError, MissingFileError, UsageError, missing_extra, nearest
 from stillroom.labels import class_labels, labelled_batch
 from stillroom.network import Answers, answer
+from stillroom.places import Place, locate
 from stillroom.progress import bar
 from stillroom.teachers.heads import fit_head
 from stillroom.teachers.networks import evaluating
-from stillroom.teachers.places import Place, locate
 from stillroom.types import Batch, Column, Examples, Identity, Signal
 
 try:
