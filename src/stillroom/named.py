@@ -25,12 +25,20 @@ TEACHERS = {
     "encoder_with_head": "stillroom.teachers.transformers:encoder_with_head",
     "sequence_classifier": "stillroom.teachers.transformers:sequence_classifier",
     "network": "stillroom.teachers.networks:from_factory",
+    "causal_lm": "stillroom.teachers.causal:causal_lm",
     "run": "stillroom.students.teaching:from_run",
 }
 STUDENTS = {
     "mlp": "stillroom.students.architectures:mlp",
     "small_cnn": "stillroom.students.architectures:small_cnn",
     "bag_of_words": "stillroom.students.architectures:bag_of_words",
+}
+# made from the teacher or its tokenizer, where the recipe has tokens: functions that return a Student
+LANGUAGE_STUDENTS = {
+    "pruned": "stillroom.students.pruned:pruned",
+    "fresh": "stillroom.students.causal:fresh",
+    "pretrained": "stillroom.students.causal:from_pretrained",
+    "lora": "stillroom.students.causal:adapted",
 }
 BASELINES = {"tfidf_svm": "stillroom.students.classic:tfidf_svm", "linear": "stillroom.students.classic:linear"}
 ADAPTERS = {"columns": "stillroom.network:Columns", "words": "stillroom.students.words:fit_words"}
@@ -93,8 +101,14 @@ def complete(
 def resolved(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with nothing left to a default: arguments filled in, own files named from here, with their digests."""
     files: dict[str, str] = {}
-    table = {"teacher": TEACHERS, "student": STUDENTS, "baseline": BASELINES, "adapter": ADAPTERS, "views": VIEWS}
-    table |= {"train": DATA, "test": DATA, "source": DATA, "keep": KEEPS, "objective": OBJECTIVES}
+    table = {
+        "teacher": TEACHERS,
+        "student": STUDENTS | LANGUAGE_STUDENTS,
+        "baseline": BASELINES,
+        "adapter": ADAPTERS,
+        "views": VIEWS,
+    }
+    table |= {"train": DATA, "validation": DATA, "test": DATA, "source": DATA, "keep": KEEPS, "objective": OBJECTIVES}
 
     def from_here(name: str) -> str:
         place, _, attribute = name.rpartition(":")

@@ -19,6 +19,7 @@ from stillroom.named import (
     BASELINES,
     DATA,
     KEEPS,
+    LANGUAGE_STUDENTS,
     OBJECTIVES,
     STUDENTS,
     TEACHERS,
@@ -33,7 +34,8 @@ from stillroom.recipe import Recipe, Use
 from stillroom.teachers import ensemble
 
 # What the run itself gives to functions that have a parameter of that name.
-OFFERED: dict[str, Any] = dict.fromkeys(("examples", "folder", "workspace", "classes", "outputs", "vocabulary"))
+NAMES = "examples folder workspace classes outputs vocabulary teacher teacher_net tokenizer seed name"
+OFFERED: dict[str, Any] = dict.fromkeys(NAMES.split())
 
 
 def look_up(recipe: Recipe, folder: Path) -> None:
@@ -45,11 +47,12 @@ def look_up(recipe: Recipe, folder: Path) -> None:
     augment_of(recipe.data.views, folder)
     plan_of(recipe, recipe.seeds[0])
     named: list[tuple[Use | None, dict[str, str], str]] = [
-        *((use, DATA, "data") for use in (recipe.data.train, recipe.data.test, recipe.data.source)),
+        *((use, DATA, "data") for use in (recipe.data.train, recipe.data.validation, recipe.data.test)),
+        (recipe.data.source, DATA, "data"),
         *((use, TEACHERS, "teacher") for use in _members(recipe.teacher)),
         (recipe.baseline, BASELINES, "baseline"),
         (recipe.student.adapter, ADAPTERS, "adapter"),
-        (recipe.student, STUDENTS, "student"),
+        (recipe.student, STUDENTS if recipe.tokens is None else LANGUAGE_STUDENTS, "student"),
     ]
     for use, known, what in named:
         if use is not None:

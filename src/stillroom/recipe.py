@@ -58,6 +58,7 @@ class Data(Strict):
 
     train: Use | None = None
     test: Use | None = None
+    validation: Use | None = Field(None, description="rows that choices are made on, beside train and test")
     source: Use | None = None
     split: Split | None = None
     labels: Labels | None = Field(None, description="a label budget; default: all labels stay")
@@ -81,10 +82,32 @@ class Record(Strict):
     batch_size: int = Field(default=64, gt=0)
 
 
+class ChatUse(Strict):
+    """How conversations become tokens; the text column then holds JSON lists of messages."""
+
+    template: str | None = Field(None, description="a chat template; default: the tokenizer's own")
+    thinking: bool | None = Field(None, description="the template's thinking switch, where it has one")
+    learn: Literal["all", "answers", "last"] = "answers"
+
+
+class Tokens(Strict):
+    """The data are texts for a causal language model: how they become rows of tokens."""
+
+    length: int = Field(512, ge=2, description="tokens of a row")
+    vocabulary: int | None = Field(None, ge=300, description="cut teacher and data to so many ids; default: all")
+    column: str = "text"
+    too_long: Literal["split", "refuse"] = "split"
+    chat: ChatUse | None = None
+
+
 class Alone(Strict):
     """The control: the same student and budget without the teacher."""
 
     objective: Use = Use(use="hard_labels")
+    epochs: list[Annotated[float, Field(gt=0)]] | None = Field(
+        default=None,
+        description="its budgets; the best on the validation rows is the control. Default: the student's own",
+    )
 
 
 class Evaluate(Strict):
@@ -109,12 +132,13 @@ class Recipe(Strict):
     about: str = ""
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
     data: Data
+    tokens: Tokens | None = None
     teacher: Use
     record: Record = Record()
     student: StudentUse
     learn_from: Literal["all", "unlabelled"] = Field("all", description="the training rows that the student sees")
     objective: Use | dict[str, float] | list[Any] = Use(use="soft_targets")
-    alone: Alone | None = Alone()
+    alone: Alone | None = Field(default_factory=Alone)
     baseline: Use | None = None
     fit: dict[str, Any] = Field(default_factory=dict, description="the fields of stillroom.Plan")
     trackers: list[str] = []
@@ -128,6 +152,19 @@ class Recipe(Strict):
         if len(set(seeds)) < len(seeds):
             raise ValueError("a seed that stands twice is one training, not two")
         return seeds
+
+    @model_validator(mode="after")
+    def _fits_tokens(self) -> Recipe:
+        if self.tokens is not None and (self.data.labels is not None or self.data.views is not None):
+            raise ValueError("tokens: texts have no label budget and no views; leave data.labels and data.views out")
+        if self.alone is not None and self.alone.epochs is not None and not self.has_validation:
+            raise ValueError("alone.epochs: give data.validation (or a validation share of the split) to choose by")
+        return self
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are rows to choose by."""
+        return self.data.validation is not None or (self.data.split is not None and self.data.split.validation > 0)
 
     files: dict[str, str] = Field(default_factory=dict, description="sha256 of the user's own files, when resolved")
 

@@ -15,18 +15,18 @@ import torch
 
 from stillroom import provenance
 from stillroom.checking import Check, Estimate, estimate, featured, preflight
-from stillroom.data.splits import check_leakage, keep_split, label_budget, split, unlabelled
+from stillroom.corpus import Corpus, corpus_of
 from stillroom.data.table import Table
-from stillroom.errors import DataError, PairError, UsageError
 from stillroom.evaluation import Report, evaluate
 from stillroom.exporting import Artifact, export
 from stillroom.fitting import fit
-from stillroom.named import ADAPTERS, BASELINES, DATA, STUDENTS, TEACHERS, call, complete, function_of, resolved
-from stillroom.parts import augment_of, keep_of, look_up, metrics_of, objective_of, plan_of
-from stillroom.recipe import Recipe, Split, Use, keep_recipe, load_recipe
+from stillroom.named import BASELINES, TEACHERS, call, resolved
+from stillroom.parts import keep_of, look_up, metrics_of, objective_of, plan_of
+from stillroom.recipe import Recipe, Use, keep_recipe, load_recipe
 from stillroom.recording import Recording, open_recording, record
 from stillroom.report import write_report
-from stillroom.settings import name_of
+from stillroom.sources import by_role, divided, read_sources
+from stillroom.starts import best_of, language_start, network_start
 from stillroom.students.networks import Student, load_student
 from stillroom.teachers import ensemble
 
@@ -44,71 +44,42 @@ class Run:
     @cached_property
     def data(self) -> dict[str, Any]:
         """The examples by role: train (with the label budget), labelled, pool (what the student sees), test."""
-        data = self.recipe.data
-        parts = dict(self.sources) if data.source is None else self._split(self.sources["source"])
-        parts, shared = check_leakage(parts, data.duplicates)
-        train = parts["train"]
-        if data.labels is not None:
-            train = label_budget(train, data.labels.count, seed=data.labels.seed)
-        labelled = train.labelled()
-        pool = train if self.recipe.learn_from == "all" else unlabelled(train)
-        if len(pool) == 0:
-            raise DataError("learn_from: unlabelled leaves no rows; give data.labels, or set learn_from: all.")
-        augment = augment_of(data.views, self.base)
-        if augment is not None:
-            labelled, pool = labelled.with_augment(augment), pool.with_augment(augment)
-        elif pool.augmented:
-            raise UsageError("the training data augments itself: name its augmentation in data.views instead.")
-        return parts | {
-            "train": train,
-            "labelled": labelled,
-            "pool": pool,
-            "shared": shared,
-        }
-
-    def _read(self, use: Use, **known: Any) -> Table:
-        found = call(use, DATA, self.base, "data", {"folder": self.base, **known})
-        if not isinstance(found, Table):
-            raise DataError(f"{use.use} returned {type(found).__name__}; data is a stillroom.Table.")
-        return found
+        parts, shared = self._divided
+        if self.recipe.tokens is not None:
+            rows = dict(self.corpus.parts)
+            return rows | {"labelled": rows["train"], "pool": rows["train"], "shared": shared}
+        return by_role(self.recipe, parts, self.base) | {"shared": shared}
 
     @cached_property
     def sources(self) -> dict[str, Table]:
-        """The data as it is read: one source, or both sides in one class order.
+        """The tables as they are read."""
+        return read_sources(self.recipe, self.base)
 
-        Each side's file alone would number the classes that it happens to hold.
-        """
-        data = self.recipe.data
-        if data.train is None or data.test is None:
-            assert data.source is not None  # the recipe was checked
-            return {"source": self._read(data.source)}
-        train = self._read(data.train)
-        test = self._read(data.test, **({"classes": train.classes} if train.classes else {}))
-        if train.classes and test.classes and train.classes != test.classes:
-            raise PairError(
-                f"train orders its classes {', '.join(train.classes[:6])}, test {', '.join(test.classes[:6])}. "
-                "Give both the same, with classes: [...]."
-            )
-        return {"train": train, "test": test}
+    @cached_property
+    def _divided(self) -> tuple[dict[str, Table], dict[str, Any]]:
+        return divided(self.recipe, self.sources, self.folder if self.claimed else None)
 
-    def _split(self, source: Any) -> dict[str, Any]:
-        """The parts of one source; kept in the run's folder, so that a row that was tested is never trained on."""
-        shares = self.recipe.data.split or Split()
-        wanted = {name: share for name in ("train", "validation", "test") if (share := getattr(shares, name)) > 0}
-        if not self.claimed:
-            return split(source, wanted, shares.seed)
-        return keep_split(self.folder / "splits.json", source, wanted, shares.seed)
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The texts as rows of tokens, and the teacher in their vocabulary."""
+        assert self.recipe.tokens is not None
+        teacher = self._teacher(self.recipe.teacher, {"folder": self.base})
+        folder = self.folder / "tokens" if self.claimed else None
+        return corpus_of(self._divided[0], teacher, self.recipe.tokens, folder)
 
     @cached_property
     def teacher(self) -> Any:
         """The teacher, built; what it is fitted on is the labelled rows of the training data and nothing else."""
-        return self._teacher(self.recipe.teacher)
+        if self.recipe.tokens is not None:
+            return self.corpus.teacher
+        return self._teacher(self.recipe.teacher, self._offered)
 
-    def _teacher(self, use: Use) -> Any:
+    def _teacher(self, use: Use, offered: dict[str, Any]) -> Any:
         if use.use != "ensemble":
-            return call(use, TEACHERS, self.base, "teacher", self._offered)
+            return call(use, TEACHERS, self.base, "teacher", offered)
         settings = {name: value for name, value in use.arguments.items() if name != "members"}
-        return ensemble({name: self._teacher(Use(**one)) for name, one in use.arguments["members"].items()}, **settings)
+        members = {name: self._teacher(Use(**one), offered) for name, one in use.arguments["members"].items()}
+        return ensemble(members, **settings)
 
     @property
     def _offered(self) -> dict[str, Any]:
@@ -122,23 +93,10 @@ class Run:
 
     def student(self, seed: int) -> Student:
         """The untrained student of a seed; the adapter is fitted on the training inputs, labels unseen."""
-        use, train = self.recipe.student, self.data["train"]
-        adapter = call(use.adapter or Use(use="columns"), ADAPTERS, self.base, "adapter", {"examples": train})
-        make = function_of(use, STUDENTS, self.base, "student")
-        sizes = {"classes": len(train.classes), "outputs": len(train.classes)} if train.classes else {}
-        if hasattr(adapter, "size"):
-            sizes["vocabulary"] = adapter.size
-        arguments = complete(use, make, "student", sizes)
-        return Student.make(
-            use.use if ":" in use.use else name_of(make),
-            arguments,
-            seed=seed,
-            folder=self.base,
-            adapter=adapter,
-            answers=use.answers,
-            classes=train.classes,
-            name=self.recipe.name,
-        )
+        if self.recipe.tokens is not None:
+            kept = self.folder / "start" / str(seed) if self.claimed else None
+            return language_start(self.recipe, seed, self.teacher, self.data["train"], self.base, kept)
+        return network_start(self.recipe, seed, self.data["train"], self.base)
 
     @cached_property
     def objective(self) -> Any:
@@ -184,9 +142,22 @@ class Run:
             folder = self.place("student", seed)
             trained["student"].append(fit(start, recording, pool, self.objective, folder=folder, **common))
             if self.recipe.alone is not None:
-                objective, folder = objective_of(self.recipe.alone.objective, self.base), self.place("alone", seed)
-                trained["alone"].append(fit(start, None, labelled, objective, folder=folder, **common))
+                trained["alone"].append(self._control(start, seed, labelled, common))
         return trained
+
+    def _control(self, start: Student, seed: int, labelled: Any, common: dict[str, Any]) -> Student:
+        """The student alone: with the same budget, or with the one of several that the validation rows like best."""
+        alone = self.recipe.alone
+        assert alone is not None
+        objective, folder = objective_of(alone.objective, self.base), self.place("alone", seed)
+        if alone.epochs is None:
+            return fit(start, None, labelled, objective, folder=folder, **common)
+        tried = {}
+        for epochs in alone.epochs:
+            plan = dataclasses.replace(common["plan"], epochs=epochs, steps=None)
+            place = folder.parent / f"controls-{folder.name}" / f"epochs-{epochs:g}"
+            tried[place] = fit(start, None, labelled, objective, folder=place, **{**common, "plan": plan})
+        return best_of(tried, self.data["validation"], objective, folder)
 
     def trained(self) -> dict[str, list[Student]]:
         """The students as they lie on disk."""

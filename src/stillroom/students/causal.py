@@ -89,3 +89,16 @@ def lora(student: Student, rank: int = 16, alpha: float | None = None, seed: int
         net: Any = get_peft_model(copy.deepcopy(student.net), config)  # type: ignore[arg-type]
     head_of(net)  # refuses an adapter on the head
     return from_causal(net, student.tokenizer, student.name)
+
+
+def adapted(
+    model: str,
+    gguf: str | None = None,
+    *,
+    rank: int = 16,
+    alpha: float | None = None,
+    seed: int = 0,
+    name: str = "student",
+) -> Student:
+    """``lora`` in a recipe's words: adapters on the model at 'hf:org/name', a folder, a package or a GGUF file."""
+    return lora(from_pretrained(model, gguf, name), rank, alpha, seed)

@@ -1,0 +1,87 @@
+"""The texts of a recipe as rows of tokens, in the vocabulary that teacher, student and data share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.data import Packed, Table, pack
+from stillroom.errors import DataError, UsageError
+from stillroom.language.chat import Chat
+from stillroom.recipe import Tokens
+from stillroom.teachers.causal import from_causal
+from stillroom.teachers.networks import Network
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Rows by part (train, validation, test), and the teacher in their vocabulary."""
+
+    teacher: Network
+    parts: Mapping[str, Packed]
+    vocabulary: Mapping[str, Any] | None  # what a cut kept and lost; None where it was not cut
+
+
+def corpus_of(tables: Mapping[str, Table], teacher: Any, settings: Tokens, folder: Path | None) -> Corpus:
+    """Tokenise every part. Training rows hold several documents; test and validation rows one each.
+
+    ``settings.vocabulary``: the teacher is cut to the ids that the training texts need, so that recording, student and
+    data speak one vocabulary. ``folder``: where rows are kept; None in memory.
+    Raises UsageError for a teacher that is no language model, DataError for a missing column.
+    """
+    if getattr(teacher, "tokenizer", None) is None:
+        raise UsageError("tokens: the teacher is no causal language model. Use {use: causal_lm, model: ...}.")
+    if settings.chat is not None and settings.vocabulary is not None:
+        raise UsageError("tokens: a vocabulary is cut to plain texts only; leave out chat or vocabulary.")
+    cut = None
+    if settings.vocabulary is not None:
+        from stillroom.students.pruned import cut_vocabulary
+
+        texts = [text for _, text in _documents(tables["train"], settings.column)]
+        made = cut_vocabulary(teacher.net, teacher.tokenizer, texts, size=settings.vocabulary)
+        teacher = dataclasses.replace(
+            from_causal(made.net, made.tokenizer, licence=teacher.identity.licence), **_named(teacher, made)
+        )
+        cut = made.record
+    chat = None if settings.chat is None else Chat(**settings.chat.model_dump())
+    parts = {
+        name: pack(
+            _documents(table, settings.column),
+            teacher.tokenizer,
+            settings.length,
+            None if folder is None else folder / name,
+            chat=chat,
+            together=name == "train",
+            too_long=settings.too_long,
+            name=table.name,
+            licence=table.licence,
+            source=table.source,
+        )
+        for name, table in tables.items()
+    }
+    return Corpus(teacher, parts, cut)
+
+
+def _named(teacher: Network, made: Any) -> dict[str, Any]:
+    """The cut teacher is the same teacher, restricted: it keeps its name and origin, and says so."""
+    before = teacher.identity
+    after = from_causal(made.net, made.tokenizer).identity
+    identity = dataclasses.replace(
+        after,
+        name=f"{before.name}, {len(made.tokenizer):,} ids",
+        licence=before.licence,
+        source=before.source,
+        revision=before.revision,
+        parts=(before,),
+    )
+    return {"identity": identity}
+
+
+def _documents(table: Table, column: str) -> Iterable[tuple[str, Any]]:
+    texts = table.column(column)
+    if not isinstance(texts, tuple):
+        raise DataError(f"tokens: column {column!r} holds numbers; name the column of texts (tokens.column).")
+    return zip(table.ids, texts, strict=True)
