@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ def corpus_of(tables: Mapping[str, Table], teacher: Any, settings: Tokens, folde
     if settings.vocabulary is not None:
         from stillroom.students.pruned import cut_vocabulary
 
-        texts = [text for _, text in _documents(tables["train"], settings.column)]
+        texts = [text for _, text in _documents(tables["train"], settings)]
         made = cut_vocabulary(teacher.net, teacher.tokenizer, texts, size=settings.vocabulary)
         teacher = dataclasses.replace(
             from_causal(made.net, made.tokenizer, licence=teacher.identity.licence), **_named(teacher, made)
@@ -49,7 +50,7 @@ def corpus_of(tables: Mapping[str, Table], teacher: Any, settings: Tokens, folde
     chat = None if settings.chat is None else Chat(**settings.chat.model_dump())
     parts = {
         name: pack(
-            _documents(table, settings.column),
+            _documents(table, settings),
             teacher.tokenizer,
             settings.length,
             None if folder is None else folder / name,
@@ -80,8 +81,20 @@ def _named(teacher: Network, made: Any) -> dict[str, Any]:
     return {"identity": identity}
 
 
-def _documents(table: Table, column: str) -> Iterable[tuple[str, Any]]:
-    texts = table.column(column)
+def _documents(table: Table, settings: Tokens) -> Iterable[tuple[str, Any]]:
+    texts = table.column(settings.column)
     if not isinstance(texts, tuple):
-        raise DataError(f"tokens: column {column!r} holds numbers; name the column of texts (tokens.column).")
-    return zip(table.ids, texts, strict=True)
+        raise DataError(f"tokens: column {settings.column!r} holds numbers; name the column of texts (tokens.column).")
+    pairs = zip(table.ids, texts, strict=True)
+    return pairs if settings.chat is None else ((name, _messages(name, text)) for name, text in pairs)
+
+
+def _messages(name: str, text: str) -> list[dict[str, Any]]:
+    """A conversation from JSON: [{"role": "user", "content": "..."}, ...]."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"conversation {name!r} is not JSON ({error}).") from None
+    if not isinstance(found, list) or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in found):
+        raise DataError(f'conversation {name!r} is no list of messages {{"role": ..., "content": ...}}.')
+    return found

@@ -17,7 +17,8 @@ from stillroom.plan import Plan, views_of_epoch
 from stillroom.students import Student
 from stillroom.types import Batch, Dense, Examples, Model, Signal, check_batch_of, identity_of
 
-ASKED = 16  # examples that teacher and student are asked about
+ASKED = 16  # examples that teacher and student are asked about, at most
+POSITIONS = 1024  # and of longer ones, such as rows of tokens, as many as hold so many positions
 LOOKED_AT = 256  # examples whose inputs are looked at
 LABELLED = 200  # labelled rows that the teacher is scored on, at most
 SURE = 0.05  # the probability of as many right answers by guessing the largest class
@@ -79,6 +80,9 @@ def _checked(name: str, look: Callable[[], Finding]) -> Check:
 def some(examples: Examples, count: int, plan: Plan | None = None) -> Batch:
     """Up to ``count`` examples from all over the data, as the plan's first epoch shows them (None: unaugmented)."""
     # not the head: data is often sorted by class, and a missing value rarely stands in the first row
+    first = examples.batch([0], None)
+    positions = 1 if first.mask is None else max(1, first.mask[0].numel())
+    count = min(count, max(2, POSITIONS // positions))
     rows = range(0, len(examples), math.ceil(len(examples) / count))
     view = views_of_epoch(plan, examples, 0, None) if plan is not None else None
     return examples.batch(rows, None if view is None else [view] * len(rows))
@@ -91,7 +95,9 @@ def _data(batch: Batch) -> Finding:
             if column.is_floating_point() and not bool(column.isfinite().all()):
                 row = int((~column.flatten(1).isfinite().all(1)).nonzero()[0])
                 return False, f"column {name!r} of example {batch.ids[row]!r} holds NaN or infinity", remedy
-            if len(column) > 1 and bool((column == column[:1]).all()):
+            # whole numbers may well be alike (the positions of rows of tokens) beside a column that is not
+            told = column.is_floating_point() or len(batch.inputs) == 1
+            if told and len(column) > 1 and bool((column == column[:1]).all()):
                 return False, f"column {name!r} is the same in {len(column)} examples", remedy
         elif not any(text.strip() for text in column):
             return False, f"column {name!r} holds no text in {len(column)} examples", remedy
