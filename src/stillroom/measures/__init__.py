@@ -3,10 +3,12 @@
 from stillroom.measures.bootstrap import Interval, bootstrap, paired_bootstrap
 from stillroom.measures.cost import flops_per_example, latency, networks_of, parameter_count, weight_bytes
 from stillroom.measures.diagnosis import diagnose
+from stillroom.measures.language import bits_per_byte_of_texts, nats_and_bytes_of_texts
 from stillroom.measures.metrics import (
     METRICS,
     classification_metrics,
     default_metrics,
+    language_metrics,
     regression_metrics,
     sequence_metrics,
 )
@@ -17,6 +19,7 @@ __all__ = [
     "METRICS",
     "Interval",
     "RatioOfSums",
+    "bits_per_byte_of_texts",
     "bootstrap",
     "classification_metrics",
     "default_metrics",
@@ -24,7 +27,9 @@ __all__ = [
     "entropy_of",
     "flops_per_example",
     "label_log_probs",
+    "language_metrics",
     "latency",
+    "nats_and_bytes_of_texts",
     "networks_of",
     "paired_bootstrap",
     "parameter_count",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import DataError, SignalError
-from stillroom.measures.reading import entropy_of
+from stillroom.measures.reading import read
 from stillroom.progress import bar
 from stillroom.types import UNLABELLED, Batch, Dense, Examples, Metric, Model, Projected, Signal, Sparse
 
@@ -67,7 +67,7 @@ def ask_all(
         )
     for (row, name, _), parts in pieces.items():
         asked.statistics[row].setdefault(name, []).append(torch.cat(parts))
-    if entropies:
+    if any(len(part) for part in entropies):
         asked.teacher_entropy = float(torch.cat(entropies).double().mean())
     return asked
 
@@ -149,10 +149,8 @@ def _note_entropy(target: Signal, batch: Batch, entropies: list[Tensor], asked: 
     if target.logits is None:
         return
     asked.classes = target.logits.vocabulary
-    entropy = entropy_of(target.logits).detach().cpu()
-    if batch.mask is not None and batch.mask.shape == entropy.shape:
-        entropy = entropy[batch.mask.to("cpu", torch.bool)]
-    entropies.append(entropy.reshape(-1)[~entropy.reshape(-1).isnan()])
+    entropy = read(target.logits, batch).entropy.detach().cpu()
+    entropies.append(entropy[~entropy.isnan()])
 
 
 def _near(target: Signal, answer: Signal) -> Signal:

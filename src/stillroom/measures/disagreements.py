@@ -17,27 +17,23 @@ from stillroom.types import UNLABELLED, Batch, Examples, Model, Signal, identity
 WORST = 20
 
 
-def reliability_bins(rows: Mapping[str, Seeds], asked: Asked, bins: int = BINS) -> dict[str, list[dict[str, Any]]]:
+def reliability_bins(rows: Mapping[str, Seeds], asked: Asked) -> dict[str, list[dict[str, Any]]]:
     """For each row with a calibration error: its bins of confidence, seeds pooled. An empty bin has no numbers."""
     found = {}
     for row in rows:
         parts = asked.statistics[row].get("calibration_error")
         if parts is None:
             continue
-        confidence, correct = torch.cat(parts).unbind(-1)
-        whole = ~confidence.isnan()
-        place = (confidence[whole] * bins).long().clamp(0, bins - 1)
-        count = torch.bincount(place, minlength=bins)
-        sums = [torch.bincount(place, weights=column[whole], minlength=bins) for column in (confidence, correct)]
+        count, *sums = torch.cat(parts).nansum(0).chunk(3)
         found[row] = [
             {
-                "low": round(i / bins, 6),
-                "high": round((i + 1) / bins, 6),
+                "low": round(i / BINS, 6),
+                "high": round((i + 1) / BINS, 6),
                 "count": int(count[i]),
                 "confidence": float(sums[0][i] / count[i]) if count[i] else None,
                 "accuracy": float(sums[1][i] / count[i]) if count[i] else None,
             }
-            for i in range(bins)
+            for i in range(BINS)
         ]
     return found
 

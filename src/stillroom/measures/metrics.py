@@ -5,14 +5,16 @@ from __future__ import annotations
 from stillroom.divergences import forward_kl, total_variation
 from stillroom.measures.classification import (
     Against,
+    CalibrationError,
     agrees,
-    calibration_error,
-    confidence_and_correct,
+    agrees_within_few,
+    confidence_bins,
     correct,
     macro_f1,
     predicted_and_label,
     surprise,
 )
+from stillroom.measures.language import nats_and_bytes
 from stillroom.measures.regression import (
     absolute_error,
     answers_and_labels,
@@ -35,13 +37,22 @@ METRICS: dict[str, Metric] = {
         Metric("nll", surprise, _MEAN, higher_is_better=False, needs_probabilities=True, unit="nats"),
         Metric("perplexity", surprise, RatioOfSums("exp"), higher_is_better=False, needs_probabilities=True),
         Metric(
+            "bits_per_byte",
+            nats_and_bytes,
+            RatioOfSums("bits"),
+            higher_is_better=False,
+            needs_probabilities=True,
+            unit="bits",
+        ),
+        Metric(
             "calibration_error",
-            confidence_and_correct,
-            calibration_error,
+            confidence_bins,
+            CalibrationError(),
             higher_is_better=False,
             needs_probabilities=True,
         ),
         Metric("agreement", agrees, _MEAN, against_teacher=True),
+        Metric("top5_agreement", agrees_within_few, _MEAN, against_teacher=True),
         Metric(
             "kl",
             Against(forward_kl),
@@ -80,6 +91,12 @@ def sequence_metrics() -> tuple[Metric, ...]:
     return tuple(METRICS[name] for name in names)
 
 
+def language_metrics() -> tuple[Metric, ...]:
+    """For the next token of a text: labels [B, T] int64, logits [B, T, V], extra["bytes"] [B, T]."""
+    names = ("bits_per_byte", "perplexity", "accuracy", "agreement", "top5_agreement", "kl", "calibration_error")
+    return tuple(METRICS[name] for name in names)
+
+
 def regression_metrics() -> tuple[Metric, ...]:
     """For numbers: labels [B] or [B, D] float, values of the same size."""
     return tuple(METRICS[name] for name in ("r2", "mae", "rmse", "largest_error", "teacher_distance"))
@@ -95,5 +112,6 @@ def default_metrics(teacher: Signal, batch: Batch) -> tuple[Metric, ...]:
         chosen, compares = regression_metrics(), teacher.values is not None
     else:
         several = batch.labels is not None and batch.labels.ndim > 1
-        chosen, compares = sequence_metrics() if several else classification_metrics(), teacher.logits is not None
+        per_position = language_metrics if "bytes" in batch.extra else sequence_metrics
+        chosen, compares = per_position() if several else classification_metrics(), teacher.logits is not None
     return tuple(m for m in chosen if (compares if m.against_teacher else batch.labels is not None))

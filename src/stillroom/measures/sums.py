@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,8 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Change = Literal["none", "sqrt", "exp"]
-_CHANGES: dict[Change, Callable[[np.ndarray], np.ndarray]] = {"none": np.asarray, "sqrt": np.sqrt, "exp": np.exp}
+Change = Literal["none", "sqrt", "exp", "bits"]
+_CHANGES: dict[Change, Callable[[np.ndarray], np.ndarray]] = {
+    "none": np.asarray,
+    "sqrt": np.sqrt,
+    "exp": np.exp,
+    "bits": lambda nats: nats / math.log(2),
+}
 
 
 @dataclass(frozen=True)
@@ -37,3 +43,10 @@ def sums_of(values: Tensor, counted: Tensor) -> Tensor:
     count = counted.reshape(len(counted), -1).sum(-1).double()
     pair = torch.stack([values, count], -1)
     return pair.masked_fill((count == 0).unsqueeze(-1), float("nan"))
+
+
+def sums_at(values: Tensor, counted: Tensor) -> Tensor:
+    """The same of values [n] at the n counted positions only: (sum, count) [B, 2], NaN for an example without any."""
+    count = counted.reshape(len(counted), -1).sum(-1).double()
+    total = torch.zeros_like(count).index_add_(0, counted.nonzero()[:, 0], values.double())
+    return torch.stack([total, count], -1).masked_fill((count == 0).unsqueeze(-1), float("nan"))

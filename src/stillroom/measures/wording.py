@@ -13,12 +13,14 @@ SAME = 0.05  # costs that differ by less are called alike
 COSTS = ("parameters", "bytes", "flops", "latency")
 
 TITLES = {
+    "bits_per_byte": "bits per byte",
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "nll": "surprise (nll)",
     "perplexity": "perplexity",
     "calibration_error": "calibration error",
     "agreement": "agrees with teacher",
+    "top5_agreement": "teacher’s choice in top 5",
     "kl": "KL from teacher",
     "total_variation": "total variation",
     "r2": "R²",
@@ -33,12 +35,15 @@ TITLES = {
 }
 
 ABOUT = {
-    "accuracy": "How often the most probable class is the label.",
+    "bits_per_byte": "-log2 p of the text's tokens, over its UTF-8 bytes: compares across tokenizers. The end mark's "
+    "bits count, and it has 0 bytes.",
+    "accuracy": "How often the most probable class (of a text: the next token) is the label.",
     "macro_f1": "The mean over classes of the F1 score; a class that is neither predicted nor a label is left out.",
     "nll": "-log p(label) in nats, on average.",
-    "perplexity": "exp of the mean of -log p(label).",
+    "perplexity": "exp of the mean of -log p(label), per token: compares models of one tokenizer only.",
     "calibration_error": "How far confidence is from accuracy: 15 equal bins, weighted by their counts.",
-    "agreement": "How often the most probable class is the teacher's.",
+    "agreement": "How often the most probable class (or next token) is the teacher's.",
+    "top5_agreement": "How often the teacher's most probable class (or next token) is among the model's five.",
     "kl": "KL(teacher || model) in nats, on average.",
     "total_variation": "Half the sum of |p - q| against the teacher, on average: from 0 to 1.",
     "r2": "1 - squared error / variance of the labels, averaged over outputs.",
