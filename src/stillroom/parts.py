@@ -60,8 +60,9 @@ def look_up(recipe: Recipe, folder: Path) -> None:
     for wanted in recipe.export:
         if ":" not in wanted.target and wanted.target not in TARGETS:
             raise UsageError(f"there is no export target {wanted.target!r}{nearest(wanted.target, TARGETS)}")
-        if wanted.target == "onnx" and wanted.precision not in PRECISIONS:
-            raise UsageError(f"onnx has no precision {wanted.precision!r}{nearest(wanted.precision, PRECISIONS)}")
+        known = PRECISIONS.get(wanted.target, (wanted.precision,))
+        if wanted.precision not in known:
+            raise UsageError(f"{wanted.target} has no precision {wanted.precision!r}{nearest(wanted.precision, known)}")
     check_trackers(recipe.trackers, folder)
     metrics_of(recipe, folder)
 

@@ -1,8 +1,7 @@
 """Ship the student: a file for a target, verified against the student in that target's own runtime."""
 
 from stillroom.exporting.artifact import Artifact, Exporter, Written, load_artifact
-from stillroom.exporting.onnx import PRECISIONS
-from stillroom.exporting.stage import TARGETS, export
+from stillroom.exporting.stage import PRECISIONS, TARGETS, export
 from stillroom.exporting.verify import TOLERANCES, Tolerance
 
 __all__ = [

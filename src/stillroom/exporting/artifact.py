@@ -15,7 +15,7 @@ from stillroom.digests import file_digest
 from stillroom.errors import FolderError, ParityError
 from stillroom.files import read_json, write_json
 from stillroom.network import Adapter, Answers
-from stillroom.students.networks import Student
+from stillroom.students.networks import WEIGHTS, Student
 from stillroom.types import Batch, Column, Dense, Identity, Signal
 
 ARTIFACT = "artifact.json"
@@ -26,9 +26,9 @@ Run = Callable[[Tensors], Tensor]  # the file in its runtime: the network's inpu
 
 @dataclass(frozen=True)
 class Written:
-    """What an exporter returns: the file it wrote, how to open it again, and what verify.json shall say of it."""
+    """What an exporter returns: what it wrote, how to open it again, and what verify.json shall say of it."""
 
-    path: Path
+    path: Path  # a file, or a folder that holds model.safetensors
     open: Callable[[Path], Run]  # a module-level function: artifact.json keeps its name
     notes: Mapping[str, Any] = field(default_factory=dict)  # plain JSON
 
@@ -54,7 +54,7 @@ class Artifact:
 
     def __call__(self, batch: Batch) -> Signal:
         output = self.run(self.adapter(batch.inputs))
-        return Signal(logits=Dense(output)) if self.answers == "logits" else Signal(values=output)
+        return Signal(values=output) if self.answers == "values" else Signal(logits=Dense(output))
 
     def predict(self, inputs: Mapping[str, Column] | Batch) -> Signal:
         """Answer new inputs: raw columns, as in the training data."""
@@ -66,7 +66,7 @@ class Artifact:
 
     @property
     def bytes(self) -> int:
-        """The size of the file."""
+        """The size of the file, or of the folder's files together."""
         return int(self.verify["bytes"])
 
     @property
@@ -106,9 +106,11 @@ def load_artifact(folder: str | Path, base: Path | None = None) -> Artifact:
     if verify.get("passed") is not True:
         raise ParityError(f"the artefact in {folder} did not pass its verification (see {VERIFY}). Export it again.")
     config = read_json(folder / ARTIFACT)
-    path = folder / verify["file"]
-    if not path.is_file() or file_digest(path) != verify["sha256"]:
-        raise FolderError(f"{path} is not the file that was verified (sha256 {verify['sha256']}). Export it again.")
+    path = folder / Path(verify["file"]).parts[0]
+    for name, digest in verify.get("files", {verify["file"]: verify["sha256"]}).items():
+        file = folder / name
+        if not file.is_file() or file_digest(file) != digest:
+            raise FolderError(f"{file} is not the file that was verified (sha256 {digest}). Export it again.")
     return Artifact(
         folder,
         path,
@@ -121,6 +123,20 @@ def load_artifact(folder: str | Path, base: Path | None = None) -> Artifact:
         classes=tuple(config["classes"]) if config["classes"] else None,
         name=config["name"],
     )
+
+
+def describe_files(path: Path, name: str) -> dict[str, Any]:
+    """What verify.json says of the artefact written to ``path`` that is to be called ``name``: file, sha256, bytes.
+
+    Of a folder: its weights, every file's digest, and the bytes of all.
+    """
+    if path.is_file():
+        return {"file": f"{name}{path.suffix}", "sha256": file_digest(path), "bytes": path.stat().st_size}
+    found = {f"{name}/{file.relative_to(path).as_posix()}": file for file in sorted(path.rglob("*")) if file.is_file()}
+    digests = {key: file_digest(file) for key, file in found.items()}
+    weights = f"{name}/{WEIGHTS}"
+    size = sum(file.stat().st_size for file in found.values())
+    return {"file": weights, "sha256": digests[weights], "bytes": size, "files": digests}
 
 
 def output_of(signal: Signal, answers: Answers) -> Tensor:

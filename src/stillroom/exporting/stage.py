@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stillroom import settings
-from stillroom.digests import file_digest
 from stillroom.errors import ParityError, UsageError, nearest
-from stillroom.exporting import onnx
-from stillroom.exporting.artifact import ARTIFACT, VERIFY, Artifact, Exporter, Tensors, Written, write_config
+from stillroom.exporting import gguf, huggingface, next_tokens, onnx
+from stillroom.exporting.artifact import (
+    ARTIFACT,
+    VERIFY,
+    Artifact,
+    Exporter,
+    Tensors,
+    Written,
+    describe_files,
+    write_config,
+)
+from stillroom.exporting.next_tokens import batch_effect_of, compare_next_tokens, speed
+from stillroom.exporting.texts import compare_token_ids
 from stillroom.exporting.verify import SINGLES, TOLERANCES, Tolerance, batch_effect, compare, times
 from stillroom.files import write_json
-from stillroom.progress import bar
+from stillroom.progress import Step, bar
 from stillroom.students.networks import Student
 from stillroom.types import Examples, Metric, check_batch_of
 
 # An exporter is one function; a user's own is named 'my_file.py:my_exporter' or put in here.
-TARGETS: dict[str, Exporter] = {"onnx": onnx.write}
+TARGETS: dict[str, Exporter] = {"onnx": onnx.write, "gguf": gguf.write, "huggingface": huggingface.write}
+PRECISIONS = {"onnx": onnx.PRECISIONS, "gguf": gguf.PRECISIONS, "huggingface": huggingface.PRECISIONS}
 CALIBRATION_ROWS = 256
 CALIBRATION_BATCH = 32
 TRACED_ROWS = 4
@@ -40,7 +52,7 @@ def export(
     metric: Metric | None = None,
     progress: bool = True,
 ) -> Artifact:
-    """The student as a file that needs neither stillroom nor PyTorch, verified on all of ``examples``.
+    """The student as a file that needs no stillroom, verified on all of ``examples``.
 
     Writes folder/TARGET-PRECISION/: the model, artifact.json and verify.json. The student is not changed.
     ``calibration``: inputs that fix the ranges of int8, training inputs for choice; ``examples`` where there are none
@@ -55,29 +67,53 @@ def export(
     place = Path(folder) / f"{label}-{precision}"
     count = check_batch_of(examples)
     plain = _on_cpu(student)
-    with bar(f"export {label} {precision}", count + 1, shown=progress) as step:
+    speaks = plain.answers == "next_token"
+    if speaks and metric is not None:
+        raise UsageError("a language model's artefact is measured in bits per byte. Leave metric out.")
+    _remove(place.glob("unverified*"))
+    with bar(f"export {label} {precision}", 0 if speaks else count + 1, shown=progress) as step:
         tensors = tuple(_two(t) for t in plain.adapter(examples.batch(range(min(count, TRACED_ROWS)), None).inputs))
         written = write(plain, tensors, _inputs(plain, calibration or examples), place / "unverified", precision)
         if tolerance is None:
-            tolerance = TOLERANCES.get(precision, TOLERANCES["int8"])
+            known = next_tokens.TOLERANCES if speaks else TOLERANCES
+            tolerance = known.get(precision, known["int8"])
         step(1)
         artifact = _open(plain, place, label, precision, written)
-        said, problems = compare(plain, artifact, examples, metric, tolerance, step)
-    singles = [examples.batch([index], None) for index in range(min(count, SINGLES))]
+        if speaks:
+            said, problems = _language(plain, artifact, examples, tolerance, step)
+        else:
+            said, problems = _answers(plain, artifact, examples, metric, tolerance, step)
     verify = {
         "format": "stillroom-verify/1",
         "target": label,
         "precision": precision,
-        "file": f"{'failed' if problems else 'model'}{written.path.suffix}",
-        "sha256": file_digest(written.path),
-        "bytes": written.path.stat().st_size,
+        **describe_files(written.path, "failed" if problems else "model"),
         **said,
-        "batch_effect": batch_effect(artifact, examples, singles),
-        "latency": times(artifact, plain.adapter, singles),
         "passed": not problems,
         **written.notes,
     }
     return _settle(artifact, plain, written, verify, problems)
+
+
+Said = tuple[dict[str, Any], list[str]]  # what verify.json says, and sentences about what is beyond the tolerance
+
+
+def _answers(
+    student: Student, artifact: Artifact, examples: Examples, metric: Metric | None, tolerance: Tolerance, step: Step
+) -> Said:
+    """Logits or values of all examples, one by one and in a batch, and their latency."""
+    said, problems = compare(student, artifact, examples, metric, tolerance, step)
+    singles = [examples.batch([index], None) for index in range(min(len(examples), SINGLES))]
+    effect = batch_effect(artifact, examples, singles)
+    return {**said, "batch_effect": effect, "latency": times(artifact, student.adapter, singles)}, problems
+
+
+def _language(student: Student, artifact: Artifact, examples: Examples, tolerance: Tolerance, step: Step) -> Said:
+    """Next tokens of real rows, the ids of real texts, and the speed."""
+    said, problems = compare_next_tokens(student, artifact, examples, tolerance, step)
+    tokenizer, different = compare_token_ids(student, artifact, examples)
+    effect = batch_effect_of(artifact, examples)
+    return {**said, **tokenizer, "batch_effect": effect, "latency": speed(artifact, examples)}, [*problems, *different]
 
 
 def _settle(
@@ -85,9 +121,8 @@ def _settle(
 ) -> Artifact:
     """Give the file its name, after whatever an earlier export left is gone: a model.* has always passed."""
     place = artifact.folder
-    for earlier in (*place.glob("model.*"), *place.glob("failed.*"), place / VERIFY, place / ARTIFACT):
-        earlier.unlink(missing_ok=True)
-    path = place / verify["file"]
+    _remove([*place.glob("model*"), *place.glob("failed*"), place / VERIFY, place / ARTIFACT])
+    path = place / Path(verify["file"]).parts[0]
     if problems:
         os.replace(written.path, path)
         write_json(place / VERIFY, verify)
@@ -102,6 +137,13 @@ def _settle(
     return dataclasses.replace(artifact, path=path, verify=verify)
 
 
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+
+
 def _exporter(target: str) -> Exporter:
     if target in TARGETS:
         return TARGETS[target]
@@ -112,7 +154,9 @@ def _exporter(target: str) -> Exporter:
 
 def _on_cpu(student: Student) -> Student:
     """The student that is exported and compared: its own copy, on the CPU, in evaluation mode, at least float32."""
-    net = student.copy().net.cpu().eval()
+    net: Any = student.copy().net.cpu().eval()
+    if hasattr(net, "merge_and_unload"):  # what is shipped has its LoRA adapters inside
+        net = net.merge_and_unload()
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in net.parameters()):
         net = net.float()
     return dataclasses.replace(student, net=net, features=())

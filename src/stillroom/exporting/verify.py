@@ -84,7 +84,8 @@ def compare(
     values = student.answers == "values"
     disagreements = len(found.gaps)
     near = sum(gap <= 2 * tolerance.difference * found.scale for gap in found.gaps) if tolerance.difference else 0
-    quality, worse = _quality(found, metric, tolerance.quality)
+    mine, before = (torch.cat(side) if side else None for side in found.statistics)
+    quality, worse = quality_of(mine, before, metric, tolerance.quality)
     said = {
         "examples": len(examples),
         "largest_difference": found.largest if found.finite else None,
@@ -162,12 +163,13 @@ def _relative_error(found: _Found) -> float:
     return math.sqrt(found.squared / spread) if spread > 0 else (0.0 if found.squared == 0 else math.inf)
 
 
-def _quality(found: _Found, metric: Metric, allowed: float | None) -> tuple[dict[str, Any] | None, list[str]]:
-    """The task's quality of both, and a sentence when the artefact is worse by more than allowed.
+def quality_of(
+    ours: Tensor | None, theirs: Tensor | None, metric: Metric, allowed: float | None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The task's quality of both from their statistics [N, S], and a sentence when the artefact is worse than allowed.
 
     A loss that the paired interval over examples cannot tell from none is not held against it.
     """
-    ours, theirs = (torch.cat(side) if side else None for side in found.statistics)
     mine = None if theirs is None else bootstrap(theirs[None], metric.finish)
     before = None if ours is None else bootstrap(ours[None], metric.finish)
     if mine is None or before is None or ours is None or theirs is None:
