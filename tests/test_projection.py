@@ -82,7 +82,7 @@ def counted(monkeypatch, run):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "mm", counting(calls, "mm", torch.mm))
         patch.setattr(torch, "addmm", counting(calls, "addmm", torch.addmm))
-        patch.setattr(projection, "_add_product", counting(calls, "add", projection._add_product))
+        patch.setattr(projection, "add_weight_gradient", counting(calls, "add", projection.add_weight_gradient))
         run()
     return calls
 
@@ -227,7 +227,7 @@ def test_what_cannot_be_chunked_is_refused():
 def test_chunks_are_even_and_bounded():
     """1,025 positions of a large vocabulary are no 512 + 512 + 1; the environment sets the size."""
     student = Projected(torch.empty(1025, 1, device="meta"), torch.empty(2**15, 1, device="meta"))
-    assert projection._chunk_size(1025, student, 512) == 342
+    assert projection._chunk_size(1025, student, 512, torch.float32, 1) == 342
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STILLROOM_CHUNK_MIB", "16")
-        assert projection._chunk_size(10_000, student, None) <= 16 * 2**20 / 4 / 2**15
+        assert projection._chunk_size(10_000, student, None, torch.float32, 1) <= 16 * 2**20 / 4 / 2**15

@@ -3,6 +3,7 @@
 A row function maps the logits of some positions, and the teacher's columns there, to one value per position. Chunk by
 chunk, forward computes logits, values, the gradient to the logits, and from it the gradients to hidden states and head:
 three matmuls with the student's head, not four, and memory that does not grow with positions x vocabulary.
+``Arithmetic`` says what may be spent less than exactly.
 
 Environment: STILLROOM_COMPILE=0 runs the row functions eagerly; STILLROOM_CHUNK_MIB sets the size of a chunk's logits.
 """
@@ -14,21 +15,46 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stillroom.errors import ShapeError, UsageError
+from stillroom.matmuls import LogitsOf, add_weight_gradient, dtype_of, hidden_gradient, in_dtype, sample_columns
 from stillroom.row_steps import Rows, Step, finish, run, wide
 from stillroom.types import Projected
 
-_CHUNK_MIB = {"cpu": 64.0}  # of float32 logits; smaller chunks pass over the head's gradient too often
+_CHUNK_MIB = {"cpu": 64.0}  # of one side's logits; smaller chunks pass over the head's gradient too often
 _CHUNK_MIB_ELSEWHERE = 256.0  # an accelerator needs more positions to be busy
 _FEWEST = 64  # positions of a chunk: with fewer, reading the head from memory takes longer than multiplying by it
 _COMPILE_FROM = 2**24  # logits in all; below, compiling takes longer than it saves
-_BLOCK = 2**22  # numbers of a low-precision weight gradient held at once, before they are added in float32
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How the products with a head are computed; by default exactly, in the precision of the tensors and of autocast.
+
+    ``matmul="bf16"``: in bfloat16, whatever the tensors are; sums, values and the head's gradient stay float32, and a
+    float32 head has one bfloat16 copy that is kept. Logits are rounded to 8 bits: by up to 0.06 at 20.
+    ``keep_columns``: backward multiplies only some of the vocabulary's columns: one whose largest |gradient| in the
+    chunk is below this threshold is kept with probability |gradient| / threshold and scaled up. Values stay exact,
+    gradients unbiased; exact where more than half would be kept (a young student). 0.001 is a good start.
+    Draws from torch's generator. Raises UsageError for a setting out of range.
+    """
+
+    matmul: Literal["auto", "bf16"] = "auto"
+    keep_columns: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.matmul not in ("auto", "bf16"):
+            raise UsageError(f"matmul={self.matmul!r} is unknown: choose 'auto' or 'bf16'.")
+        if self.keep_columns is not None and not 0 < self.keep_columns < math.inf:
+            raise UsageError(f"keep_columns={self.keep_columns} cannot be used: choose a number above 0, or None.")
+
+
+EXACT = Arithmetic()
 
 
 def by_chunks(
@@ -37,6 +63,7 @@ def by_chunks(
     columns: tuple[Tensor, ...] = (),
     teacher: Projected | None = None,
     *,
+    arithmetic: Arithmetic = EXACT,
     chunk: int | None = None,
     compiled: bool | None = None,
 ) -> Tensor:
@@ -45,7 +72,7 @@ def by_chunks(
     Called as rows(logits [n, V], *constants, [the teacher's logits [n, V], where it is Projected,] *columns [n, *]);
     ``columns`` of no dimension are the constants. Gradients go to the student's hidden states, weight and bias, where
     these ask for one; never to the teacher or the columns. They are exact whatever gradient arrives, and cheapest when
-    it is the same number at every position. Not differentiable twice.
+    it is the same number at every position. Not differentiable twice. ``arithmetic`` may make them cheaper than exact.
 
     ``chunk``: positions at a time, None = by memory. ``compiled``: None = where it pays and STILLROOM_COMPILE is not 0.
     """
@@ -54,11 +81,13 @@ def by_chunks(
         raise ShapeError(f"hidden {list(student.hidden.shape)} does not fit the head {list(student.weight.shape)}.")
     if compiled is None:
         compiled = count * student.vocabulary >= _COMPILE_FROM and os.environ.get("STILLROOM_COMPILE", "1") != "0"
+    dtype = torch.bfloat16 if arithmetic.matmul == "bf16" else dtype_of(student)
     plan = _Plan(
         rows=rows,
-        size=_chunk_size(count, student, chunk),
+        size=_chunk_size(count, student, chunk, dtype, 1 if teacher is None else 2),
         compiled=compiled,
-        dtype=_dtype_of(student),
+        dtype=dtype,
+        threshold=arithmetic.keep_columns,
         scale=student.scale,
         softcap=student.softcap,
         constants=tuple(c.to(student.hidden.device) for c in columns if c.dim() == 0),
@@ -91,6 +120,7 @@ class _Plan:
     size: int
     compiled: bool
     dtype: torch.dtype  # of the matmuls
+    threshold: float | None  # of the columns that backward multiplies
     scale: float
     softcap: float | None
     constants: tuple[Tensor, ...]
@@ -106,40 +136,53 @@ class _Plan:
         weights: Tensor | None = None,
     ) -> _Found:
         """Values [N], and the gradients that are needed of their sum, weighted by ``weights`` [N]."""
-        full = wide(self.dtype)
-        hidden, weight = hidden.detach().to(self.dtype), weight.detach().to(self.dtype)
+        full, precision = wide(self.dtype), (hidden.dtype, weight.dtype)
+        hidden, weight = hidden.detach().to(self.dtype), in_dtype(weight, self.dtype)
         bias = None if bias is None else bias.detach().to(self.dtype)
-        make = torch.empty_like if len(hidden) else torch.zeros_like  # the first chunk writes, the others add
+        threshold = self.threshold if any(needs[:2]) else None
+        # the first chunk writes, the others add; if it is the only one there is no sum that needs float32
+        make = torch.empty_like if len(hidden) and threshold is None else torch.zeros_like
         found = _Found(
             values=hidden.new_empty(len(hidden), dtype=full),
-            hidden=torch.empty_like(hidden) if needs[0] else None,
-            weight=make(weight, dtype=full) if needs[1] else None,
+            hidden=torch.empty_like(hidden, dtype=precision[0]) if needs[0] else None,
+            weight=make(weight, dtype=precision[1] if len(hidden) <= self.size else full) if needs[1] else None,
             bias=torch.zeros_like(bias, dtype=full) if bias is not None and needs[2] else None,
         )
         step = Step(self.rows, self.scale, self.softcap, any(needs))
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            for part, logits, arguments in self._pieces(hidden, weight, bias):
-                found.values[part] = run(step, logits, arguments, self.compiled)
+            for part, gradient, arguments in self._pieces(hidden, weight, bias):
+                found.values[part] = run(step, gradient, arguments, self.compiled)
                 if weights is not None:
-                    logits.mul_(weights[part].unsqueeze(-1))
-                if found.hidden is not None:
-                    torch.mm(logits, weight, out=found.hidden[part])
-                if found.weight is not None:
-                    _add_product(found.weight, logits, hidden[part], fresh=part.start == 0)
+                    gradient.mul_(weights[part].unsqueeze(-1))
                 if found.bias is not None:
-                    found.bias += logits.sum(0, dtype=full)
+                    found.bias += gradient.sum(0, dtype=full)
+                ids = None
+                if threshold is not None:
+                    gradient, ids = sample_columns(gradient, threshold)
+                if found.hidden is not None:
+                    found.hidden[part] = hidden_gradient(gradient, weight, ids)
+                if found.weight is not None:
+                    fresh = part.start == 0 and threshold is None
+                    add_weight_gradient(found.weight, gradient, hidden[part], ids, fresh)
         return found
 
     def _pieces(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Iterator[tuple[slice, Tensor, tuple[Tensor, ...]]]:
         """Chunk by chunk: which positions, their raw logits [n, V], the other arguments of the row function."""
-        logits = _Product(weight, bias, self.size)
-        ask = None if self.teacher is None else _teacher_by_chunks(self.teacher, len(hidden), self.size)
+        logits = LogitsOf(weight, bias, self.size)
+        ask = None if self.teacher is None else self._teacher_by_chunks(self.teacher, len(hidden))
         for start in range(0, len(hidden), self.size):
             part = slice(start, start + self.size)
             said = () if ask is None else (ask(part),)
             yield part, logits(hidden[part]), (*self.constants, *said, *(c[part] for c in self.columns))
+
+    def _teacher_by_chunks(self, teacher: Projected, count: int) -> Callable[[slice], Tensor]:
+        dtype = self.dtype if self.dtype == torch.bfloat16 else dtype_of(teacher)
+        hidden = teacher.hidden.detach().reshape(count, -1).to(dtype)
+        bias = None if teacher.bias is None else teacher.bias.detach().to(dtype)
+        logits = LogitsOf(in_dtype(teacher.weight, dtype), bias, self.size)
+        return lambda part: finish(logits(hidden[part]), teacher.scale, teacher.softcap)
 
 
 class _ByChunks(torch.autograd.Function):
@@ -191,58 +234,16 @@ def _common(gradient: Tensor) -> Tensor | None:
     return first if alike else None
 
 
-class _Product:
-    """hidden @ weight.T + bias into one buffer that is used again: fresh pages cost time on every chunk."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, size: int) -> None:
-        self.weight, self.bias = weight.t(), bias
-        self.buffer = weight.new_empty(size, len(weight))
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        out = self.buffer[: len(hidden)]
-        if self.bias is None:
-            return torch.mm(hidden, self.weight, out=out)
-        return torch.addmm(self.bias, hidden, self.weight, out=out)
-
-
-def _teacher_by_chunks(teacher: Projected, count: int, size: int) -> Callable[[slice], Tensor]:
-    dtype = _dtype_of(teacher)
-    hidden = teacher.hidden.detach().reshape(count, -1).to(dtype)
-    bias = None if teacher.bias is None else teacher.bias.detach().to(dtype)
-    product = _Product(teacher.weight.detach().to(dtype), bias, size)
-    return lambda part: finish(product(hidden[part]), teacher.scale, teacher.softcap)
-
-
-def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, fresh: bool) -> None:
-    """Add gradient [n, V].T @ hidden [n, D] to total [V, D], or write it if ``fresh``.
-
-    A low-precision product is added in float32, by blocks of V: there is no such matmul on every device.
-    """
-    if total.dtype == gradient.dtype:
-        total.addmm_(gradient.t(), hidden, beta=0 if fresh else 1)
-        return
-    block = max(1, _BLOCK // total.shape[-1])
-    for start in range(0, len(total), block):
-        part = slice(start, start + block)
-        product = gradient[:, part].t() @ hidden
-        total[part] = product if fresh else total[part] + product
-
-
-def _dtype_of(head: Projected) -> torch.dtype:
-    """What its matmul runs in: as torch.nn.functional.linear would, autocast included."""
-    dtype = torch.promote_types(head.hidden.dtype, head.weight.dtype)
-    device = head.hidden.device.type
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return dtype
-
-
-def _chunk_size(count: int, student: Projected, chunk: int | None) -> int:
+def _chunk_size(count: int, student: Projected, chunk: int | None, dtype: torch.dtype, sides: int) -> int:
     """Positions per chunk: as many as fit, spread evenly, so that no small chunk is left at the end."""
     if chunk is None:
         default = _CHUNK_MIB.get(student.hidden.device.type, _CHUNK_MIB_ELSEWHERE)
         room = float(os.environ.get("STILLROOM_CHUNK_MIB", default)) * 2**20
-        chunk = max(_FEWEST, int(room / (4 * student.vocabulary)))
+        chunk = max(_FEWEST, int(room / (dtype.itemsize * student.vocabulary)))
+        # a low-precision head adds the gradients of several chunks in float32: one chunk may take less memory
+        adds = student.weight.requires_grad and student.weight.dtype.itemsize < 4
+        if adds and sides * dtype.itemsize * count <= 4 * student.weight.shape[-1]:
+            chunk = max(1, count)
     if chunk < 1:
         raise UsageError(f"chunk={chunk} cannot be used: choose at least 1 position.")
     chunks = max(1, math.ceil(count / chunk))
