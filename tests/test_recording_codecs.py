@@ -11,7 +11,7 @@ from recording_fakes import Rows, Teacher, linear
 from stillroom.divergences import forward_kl
 from stillroom.errors import SignalError, UsageError
 from stillroom.recording import Everything, Features, Sampled, TopK, record
-from stillroom.recording.codecs import decode, encode
+from stillroom.recording.codec import decode, encode
 from stillroom.types import Dense, Projected, Signal, Sparse
 
 

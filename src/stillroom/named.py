@@ -52,6 +52,7 @@ OBJECTIVES = {
 KEEPS = {
     "everything": "stillroom.recording.codecs:Everything",
     "top_k": "stillroom.recording.codecs:TopK",
+    "hidden": "stillroom.recording.hidden:Hidden",
     "sampled": "stillroom.recording.codecs:Sampled",
     "features": "stillroom.recording.codecs:Features",
 }

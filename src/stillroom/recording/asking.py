@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from stillroom import settings
 from stillroom.digests import examples_digest
 from stillroom.errors import DataError, PairError, ShapeError, SignalError, UsageError
-from stillroom.recording.codecs import LARGEST_SEED, Codec, Kept, encode
+from stillroom.recording.codec import Codec, Kept, encode
+from stillroom.recording.codecs import LARGEST_SEED
+from stillroom.recording.rows import Rows
 from stillroom.recording.shards import KEY_ARRAYS, UNAUGMENTED
 from stillroom.recording.store import FORMAT
 from stillroom.types import Batch, Examples, Model, Signal, identity_of
@@ -52,10 +54,11 @@ class Job:
         return answer
 
     @torch.no_grad()
-    def keep(self, batch: Batch) -> Kept:
-        """What is kept of the teacher's answers, checked. Raises SignalError, naming the example."""
+    def keep(self, batch: Batch, once: Rows, answer: Signal | None = None) -> Kept:
+        """What is kept of the teacher's ``answer`` (None: asked now), checked. Raises SignalError."""
         views = (UNAUGMENTED,) * len(batch) if self.views is None else batch.views or ()
-        kept = encode(self.codecs, self.ask(batch), list(zip(batch.ids, views, strict=True)))
+        keys = list(zip(batch.ids, views, strict=True))
+        kept = encode(self.codecs, self.ask(batch) if answer is None else answer, keys, once)
         for name, rows in kept.rows.items():
             _check_rows(name, rows, batch)
         return kept
@@ -124,7 +127,7 @@ def as_codecs(keep: Codec | Sequence[Codec]) -> tuple[Codec, ...]:
     codecs = tuple(keep) if isinstance(keep, list | tuple) else (keep,)
     if not codecs or not all(hasattr(codec, "encode") and hasattr(codec, "decode") for codec in codecs):
         raise UsageError(
-            f"keep={keep!r} is no codec. Use Everything(), TopK(k), Sampled(n), Features(names) or several."
+            f"keep={keep!r} is no codec. Use Everything(), TopK(k), Hidden(bits), Sampled(n), Features(names), several."
         )
     return codecs  # type: ignore[return-value]
 

@@ -1,14 +1,13 @@
 """What of the teacher's answer is kept, and how it becomes arrays with one row for each example.
 
-A codec is a frozen dataclass, so it is its own configuration. Nothing here touches a disk or runs a network.
 Letters: B examples, T positions, V vocabulary, K kept entries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -17,16 +16,20 @@ from torch import Tensor
 
 from stillroom.digests import key_hash
 from stillroom.errors import SignalError, UsageError, nearest
+from stillroom.recording.codec import Kept, check_bits, check_count, check_dtype
+from stillroom.recording.levels import pack_entries, to_entries, unpack_entries
 from stillroom.recording.rows import (
     FLOATS,
     Facts,
     Key,
     Rows,
+    check_numbers,
     decode_all,
     decode_logits,
     log_softmax,
     over_positions,
     round_to,
+    sparse_of,
     widened,
 )
 from stillroom.types import Projected, Signal, Sparse
@@ -34,22 +37,6 @@ from stillroom.types import Projected, Signal, Sparse
 FloatName = Literal["float32", "float16", "bfloat16"]
 
 LARGEST_SEED = 2**53  # what every JSON reader keeps exactly
-
-
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """What a codec made of one batch: ``rows`` for the shards, ``facts`` for the manifest."""
-
-    rows: dict[str, Tensor]
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-class Codec(Protocol):
-    """Keeps a part of a Signal. ``decode`` is given every array of the recording and takes those it wrote."""
-
-    def encode(self, signal: Signal, keys: Sequence[Key]) -> Kept: ...
-
-    def decode(self, rows: Rows, facts: Facts) -> Signal: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +49,7 @@ class Everything:
     dtype: FloatName = "float32"
 
     def __post_init__(self) -> None:
-        _check_dtype(self, self.dtype, FLOATS)
+        check_dtype(self, self.dtype, FLOATS)
 
     def encode(self, signal: Signal, keys: Sequence[Key]) -> Kept:
         kept = Kept({})
@@ -99,14 +86,20 @@ class TopK:
     """The ``k`` largest log-probabilities at temperature 1 and the log of the tail's mass, in nats.
 
     k(4 + 4) + 4 bytes per position in float32, k(4 + 2) + 4 in float16 (the tail's mass stays float32).
+
+    With ``bits`` (4 to 8) the probabilities have 2**bits levels and everything is packed (levels.py):
+    (k (w + 1) + 2**bits) / 8 + 1 bytes per position, w = ceil(log2 V): 145 at k = 64, bits = 6, V = 49,152. ``dtype``
+    is unused then. Entries come back by level, then by id.
     """
 
     k: int
     dtype: Literal["float32", "float16"] = "float32"
+    bits: int | None = None
 
     def __post_init__(self) -> None:
-        _check_count(self, "k", self.k)
-        _check_dtype(self, self.dtype, ("float32", "float16"))
+        check_count(self, "k", self.k)
+        check_dtype(self, self.dtype, ("float32", "float16"))
+        check_bits(self, self.bits)
 
     def encode(self, signal: Signal, keys: Sequence[Key]) -> Kept:
         logits = signal.need_logits(f"keep={self}")
@@ -121,6 +114,8 @@ class TopK:
             ids, log_probs, rest = self._cut(logits)
         else:
             ids, log_probs, rest = over_positions(logits, self._choose)
+        if self.bits is not None:
+            return self._pack(ids, log_probs, rest, logits.vocabulary, keys)
         rows = {
             "logits.ids": ids.cpu().to(torch.int32),
             "logits.log_probs": log_probs.cpu().to(FLOATS[self.dtype]),  # below float16's range is probability 0
@@ -141,8 +136,24 @@ class TopK:
         others = logits.log_probs.float().scatter(-1, order, -torch.inf).logsumexp(-1)
         return logits.ids.gather(-1, order), log_probs, torch.logaddexp(others, logits.rest.float())
 
+    def _pack(self, ids: Tensor, log_probs: Tensor, rest: Tensor, vocabulary: int, keys: Sequence[Key]) -> Kept:
+        assert self.bits is not None
+        log_probs = check_numbers(log_probs.cpu(), "log-probabilities", keys, impossible=True)
+        packed = []
+        for row in range(len(ids)):
+            flat = ids[row].cpu().reshape(-1, self.k), log_probs[row].reshape(-1, self.k), rest[row].cpu().reshape(-1)
+            packed.append(pack_entries(to_entries(*flat, self.bits), self.bits, vocabulary))
+        facts = {"vocabulary": vocabulary, "positions": list(ids.shape[1:-1])}
+        return Kept({"logits.packed": torch.from_numpy(np.stack(packed))}, {"logits": facts})
+
     def decode(self, rows: Rows, facts: Facts) -> Signal:
-        return Signal(logits=decode_logits(rows, facts))
+        if self.bits is None:
+            return Signal(logits=decode_logits(rows, facts))
+        shape, vocabulary = facts["logits"]["positions"], facts["logits"]["vocabulary"]
+        positions = int(np.prod(shape, dtype=np.int64))
+        total = positions * self.k
+        found = [unpack_entries(row, positions, total, self.bits, vocabulary) for row in rows["logits.packed"].numpy()]
+        return Signal(logits=sparse_of(found, self.bits, self.k, shape, vocabulary))
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,7 @@ class Sampled:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_count(self, "n", self.n)
+        check_count(self, "n", self.n)
         if not 0 <= self.seed < LARGEST_SEED:
             raise UsageError(f"{self}: the seed must be from 0 to 2**53 - 1.")
 
@@ -205,7 +216,7 @@ class Features:
         object.__setattr__(self, "names", names)
         if not names:
             raise UsageError("keep=Features(()) names no feature.")
-        _check_dtype(self, self.dtype, FLOATS)
+        check_dtype(self, self.dtype, FLOATS)
 
     def encode(self, signal: Signal, keys: Sequence[Key]) -> Kept:
         rows = {}
@@ -220,40 +231,3 @@ class Features:
 
     def decode(self, rows: Rows, facts: Facts) -> Signal:
         return Signal(features={name: widened(rows[f"features/{name}"]) for name in self.names})
-
-
-def encode(codecs: Sequence[Codec], signal: Signal, keys: Sequence[Key]) -> Kept:
-    """What all codecs keep. Raises UsageError when two keep the same thing."""
-    total = Kept({})
-    for codec in codecs:
-        kept = codec.encode(signal, keys)
-        if twice := {_place(name) for name in total.rows} & {_place(name) for name in kept.rows}:
-            raise UsageError(f"keep={list(codecs)}: two of them keep {sorted(twice)}. Leave one out.")
-        total.rows.update(kept.rows)
-        total.facts.update(kept.facts)
-    return total
-
-
-def decode(codecs: Sequence[Codec], rows: Rows, facts: Facts) -> Signal:
-    """The Signal that the codecs kept: CPU tensors without gradient."""
-    signals = [codec.decode(rows, facts) for codec in codecs]
-    return Signal(
-        logits=next((s.logits for s in signals if s.logits is not None), None),
-        values=next((s.values for s in signals if s.values is not None), None),
-        features={name: tensor for s in signals for name, tensor in s.features.items()},
-        parts={name: part for s in signals for name, part in s.parts.items()},
-    )
-
-
-def _place(name: str) -> str:
-    return "logits" if name.startswith("logits.") else name
-
-
-def _check_dtype(codec: object, dtype: str, allowed: Sequence[str] | Mapping[str, Any]) -> None:
-    if dtype not in allowed:
-        raise UsageError(f"{codec}: dtype {dtype!r} cannot be used{nearest(dtype, allowed)}")
-
-
-def _check_count(codec: object, name: str, count: int) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise UsageError(f"{codec}: {name} must be a whole number from 1 on.")

@@ -7,8 +7,8 @@ keys, the batches within them too, and nothing that depends on time or place is 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from stillroom.errors import DataError, FolderError, RecordingError, ShapeError
 from stillroom.files import claim_folder, read_json, write_json
 from stillroom.progress import bar
 from stillroom.recording.asking import Job, as_codecs, as_views, check_request
-from stillroom.recording.codecs import Codec, Everything, Kept, decode
+from stillroom.recording.codec import Codec, Kept, decode, prepare
+from stillroom.recording.codecs import Everything
 from stillroom.recording.fidelity import Fidelity
+from stillroom.recording.rows import Rows
 from stillroom.recording.shards import (
     build_index,
     gather,
@@ -30,9 +32,10 @@ from stillroom.recording.shards import (
     open_shard,
     pack_keys,
     write_index,
+    write_once,
     write_shard,
 )
-from stillroom.recording.store import INDEX, MANIFEST, SHARDS, Recording, index_source, shard_name
+from stillroom.recording.store import INDEX, MANIFEST, ONCE, SHARDS, Recording, index_source, load_once, shard_name
 from stillroom.types import Batch, Examples, Model, check_batch_of
 
 try:
@@ -79,8 +82,9 @@ def record(
         manifest = _resumed(folder) or _started(job, folder, header, shard_rows)
         if manifest["complete"]:
             return Recording(folder)
-        _write_shards(job, folder, manifest, progress)
-        _finish(job, folder, manifest)
+        once = _restored(job, folder, manifest)
+        _write_shards(job, folder, manifest, once, progress)
+        _finish(job, folder, manifest, once)
     return Recording(folder)
 
 
@@ -91,7 +95,8 @@ def _resumed(folder: Path) -> dict[str, Any] | None:
     manifest = read_json(folder / MANIFEST)
     sizes = {name: entry["bytes"] for name, entry in manifest["shards"].items()}
     there = {name: path.stat().st_size for name in sizes if (path := folder / SHARDS / name).exists()}
-    if sizes != there:
+    once = manifest.get("once")
+    if sizes != there or (once is not None and not (folder / ONCE).is_file()):
         manifest |= {"complete": False, "shards": {}, "fidelity": None}
         _write_manifest(folder, manifest)
     return manifest
@@ -100,7 +105,9 @@ def _resumed(folder: Path) -> dict[str, Any] | None:
 def _started(job: Job, folder: Path, header: dict[str, Any], shard_rows: int | None) -> dict[str, Any]:
     """A new manifest. The first batch is asked before anything is written: what cannot be kept is found out here."""
     batch = job.batch(0, min(job.batch_size, len(job)))
-    kept = job.keep(batch)
+    answer = job.ask(batch)
+    once = prepare(job.codecs, answer)
+    kept = job.keep(batch, once, answer)
     if shard_rows is None:
         row_bytes = sum(tensor[0].numel() * tensor.element_size() for tensor in kept.rows.values())
         fitting = min(SHARD_ROWS, SHARD_BYTES // max(1, row_bytes))
@@ -109,6 +116,7 @@ def _started(job: Job, folder: Path, header: dict[str, Any], shard_rows: int | N
         "shard_rows": shard_rows,
         "signals": _layout(kept),
         "facts": kept.facts,
+        "once": _kept_once(folder, once),
         "complete": False,
         "shards": {},
         "fidelity": None,
@@ -117,7 +125,28 @@ def _started(job: Job, folder: Path, header: dict[str, Any], shard_rows: int | N
     return manifest
 
 
-def _write_shards(job: Job, folder: Path, manifest: dict[str, Any], progress: bool) -> None:
+def _kept_once(folder: Path, once: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """What the manifest says of the arrays that are kept once, after they were written."""
+    if not once:
+        return None
+    write_once(folder / ONCE, once)
+    return {"sha256": file_digest(folder / ONCE), "bytes": (folder / ONCE).stat().st_size}
+
+
+def _restored(job: Job, folder: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
+    """The arrays that are kept once; a file that was lost or damaged is made anew from the first batch."""
+    with suppress(RecordingError):
+        return load_once(folder, manifest)
+    answer = job.ask(job.batch(0, min(job.batch_size, len(job))))
+    if _kept_once(folder, prepare(job.codecs, answer)) != manifest["once"]:
+        raise RecordingError(
+            f"{folder / ONCE} was lost, and the teacher's answer to the first batch is no longer the one that it was "
+            "made from. Record into another folder."
+        )
+    return load_once(folder, manifest)
+
+
+def _write_shards(job: Job, folder: Path, manifest: dict[str, Any], once: Rows, progress: bool) -> None:
     for stale in (*folder.glob("*.tmp"), *(folder / SHARDS).glob("*.tmp")):
         stale.unlink()
     claim = _claim(manifest)
@@ -127,10 +156,12 @@ def _write_shards(job: Job, folder: Path, manifest: dict[str, Any], progress: bo
     done = len(job) - sum(blocks[n][1] - blocks[n][0] for n in lacking)
     with bar(f"recording {manifest['teacher']['name']}", len(job), done, shown=progress) as step:
         for number in lacking:
-            write_shard(paths[number], _shard_arrays(job, manifest, *blocks[number], step), claim)
+            write_shard(paths[number], _shard_arrays(job, manifest, once, *blocks[number], step), claim)
 
 
-def _shard_arrays(job: Job, manifest: dict[str, Any], start: int, stop: int, step: Any) -> dict[str, Tensor]:
+def _shard_arrays(
+    job: Job, manifest: dict[str, Any], once: Rows, start: int, stop: int, step: Any
+) -> dict[str, Tensor]:
     """The keys and kept answers from key ``start`` to ``stop``, asked batch by batch."""
     ids: list[str] = []
     views: list[int] = []
@@ -138,7 +169,7 @@ def _shard_arrays(job: Job, manifest: dict[str, Any], start: int, stop: int, ste
     pieces: dict[str, list[Tensor]] = {name: [] for name in manifest["signals"]}
     for first, last in _batches(start, stop, job.batch_size):
         batch = job.batch(first, last)
-        kept = job.keep(batch)
+        kept = job.keep(batch, once)
         if (layout := _layout(kept)) != manifest["signals"] or kept.facts != manifest["facts"]:
             raise ShapeError(
                 f"the answers from example {batch.ids[0]!r} on have another form: {layout} {kept.facts}, but the "
@@ -154,7 +185,7 @@ def _shard_arrays(job: Job, manifest: dict[str, Any], start: int, stop: int, ste
     return keys | {name: torch.cat(rows) for name, rows in pieces.items()}
 
 
-def _finish(job: Job, folder: Path, manifest: dict[str, Any]) -> None:
+def _finish(job: Job, folder: Path, manifest: dict[str, Any], once: Rows) -> None:
     """Digest the shards, derive the index, measure the fidelity; the complete manifest is the last thing written."""
     paths = [folder / SHARDS / shard_name(n) for n in range(len(_blocks(len(job), manifest["shard_rows"])))]
     shards = [open_shard(path) for path in paths]
@@ -163,12 +194,12 @@ def _finish(job: Job, folder: Path, manifest: dict[str, Any]) -> None:
         for path, shard in zip(paths, shards, strict=True)
     }
     index = build_index(shards)
-    manifest["fidelity"] = _fidelity(job, manifest, dict(enumerate(shards)))
+    manifest["fidelity"] = _fidelity(job, manifest, once, dict(enumerate(shards)))
     write_index(folder / INDEX, index, index_source(manifest))
     _write_manifest(folder, manifest | {"complete": True})
 
 
-def _fidelity(job: Job, manifest: dict[str, Any], shards: dict[int, Any]) -> dict[str, Any]:
+def _fidelity(job: Job, manifest: dict[str, Any], once: Rows, shards: dict[int, Any]) -> dict[str, Any]:
     """Ask again about a seeded sample, in the batches it was recorded in: so that equal can mean equal bits."""
     shard_rows = manifest["shard_rows"]
     batches = [b for block in _blocks(len(job), shard_rows) for b in _batches(*block, job.batch_size)]
@@ -190,7 +221,7 @@ def _fidelity(job: Job, manifest: dict[str, Any], shards: dict[int, Any]) -> dic
         live = job.ask(batch).map(lambda tensor, chosen=chosen: tensor[chosen.to(tensor.device)])
         mask = None if batch.mask is None else batch.mask[chosen.to(batch.mask.device)]
         part = Batch(tuple(batch.ids[row] for row in rows), {}, mask=mask)
-        measured.add(live, decode(job.codecs, arrays, manifest["facts"]), part)
+        measured.add(live, decode(job.codecs, arrays, manifest["facts"], once), part)
         measured.examples += len(rows)
     return measured.summary()
 

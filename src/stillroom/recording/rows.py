@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import SignalError
+from stillroom.recording.levels import Entries, from_entries, join
 from stillroom.types import Dense, Logits, Projected, Signal, Sparse
 
 Key = tuple[str, int]  # (example id, view seed); -1 is the unaugmented view
@@ -46,6 +47,21 @@ def round_to(tensor: Tensor, dtype: str, what: str, keys: Sequence[Key]) -> Tens
     return rounded
 
 
+def check_numbers(tensor: Tensor, what: str, keys: Sequence[Key], impossible: bool = False) -> Tensor:
+    """``tensor`` [B, ...], in which every number is finite (or -inf, where the ``impossible`` is allowed).
+
+    For what is quantised before the recording looks at it. Raises SignalError, naming the example.
+    """
+    bad = tensor.isnan() | (tensor == torch.inf) | ((tensor == -torch.inf) & (not impossible))
+    if bad.any():
+        row = int(bad.reshape(len(bad), -1).any(1).nonzero()[0, 0])
+        raise SignalError(
+            f"the teacher's {what} for example {keys[row][0]!r} hold NaN or infinity. Nothing can be learned from "
+            "that: check this example, the teacher's weights and its precision."
+        )
+    return tensor
+
+
 def over_positions(logits: Dense | Projected, change: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """``change(values [n, V], number of the first position)`` by chunks of positions, put together to [..., *]."""
     shape = logits.shape
@@ -73,6 +89,13 @@ def decode_logits(rows: Rows, facts: Facts, prefix: str = "") -> Logits | None:
     rest = rows.get(f"{prefix}logits.rest")
     rest = torch.full(ids.shape[:-1], -torch.inf) if rest is None else widened(rest)
     return Sparse(ids.to(torch.int64), log_probs, rest, **facts[f"{prefix}logits"])
+
+
+def sparse_of(rows: Sequence[Entries], bits: int, width: int, shape: Sequence[int], vocabulary: int) -> Sparse:
+    """The entries of B examples as Sparse logits with ids [B, *shape, width]."""
+    ids, log_probs, rest = from_entries(join(rows), bits, width)
+    whole = (len(rows), *shape)
+    return Sparse(ids.view(*whole, width), log_probs.view(*whole, width), rest.view(whole), vocabulary)
 
 
 def decode_all(rows: Rows, facts: Facts, prefix: str = "") -> Signal:

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stillroom.digests import key_hash, state_digest
+from stillroom.digests import file_digest, key_hash, state_digest
 from stillroom.errors import DataError, RecordingError
 from stillroom.files import write_bytes
 
@@ -110,6 +110,24 @@ def write_shard(path: Path, arrays: Mapping[str, Tensor], recording: str) -> Non
     about = {"content": state_digest(content), "file": path.name, "recording": recording}
     note = json.dumps(about, sort_keys=True)
     write_whole(path, safetensors.torch.save(content, metadata={NOTE: note}))
+
+
+def write_once(path: Path, arrays: Mapping[str, Tensor]) -> None:
+    """The arrays that are kept once for the whole recording. Raises RecordingError."""
+    write_whole(path, safetensors.torch.save({name: tensor.contiguous() for name, tensor in arrays.items()}))
+
+
+def read_once(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The arrays that are kept once, as float32 where they are floats: those that are it lie in the file.
+
+    Raises RecordingError when the file is not the one that was written.
+    """
+    if not path.is_file():
+        raise RecordingError(f"{path} is missing. Run record again: it asks for its first batch and writes it anew.")
+    if file_digest(path) != sha256:
+        raise damaged(path, "its sha256 differs from manifest.json")
+    found = safetensors.torch.load_file(path)
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
 
 
 def is_intact(path: Path, recording: str, rows: int) -> bool:

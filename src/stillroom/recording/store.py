@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from stillroom.digests import examples_digest, file_digest, input_fingerprints, 
 from stillroom.errors import FolderError, MissingFileError, PairError, RecordingError
 from stillroom.files import read_json
 from stillroom.recording import shards as files
-from stillroom.recording.codecs import Codec, decode
+from stillroom.recording.codec import Codec, decode
 from stillroom.recording.shards import KEY_ARRAYS, UNAUGMENTED, Index, Shard, damaged, gather, open_shard
 from stillroom.types import Batch, Examples, Identity, Model, Signal, identity_of
 
@@ -27,6 +28,7 @@ FORMAT = "stillroom-recording/1"
 MANIFEST = "manifest.json"
 INDEX = "index.safetensors"
 SHARDS = "shards"
+ONCE = "once.safetensors"
 
 
 class Recording:
@@ -54,6 +56,8 @@ class Recording:
         self._paths = [self.folder / SHARDS / shard_name(number) for number in range(len(entries))]
         for path in self._paths:
             _check_size(path, entries[path.name]["bytes"])
+        if self.manifest.get("once") is not None:
+            _check_size(self.folder / ONCE, self.manifest["once"]["bytes"])
         self._index = self._load_index()
 
     def __len__(self) -> int:
@@ -67,7 +71,11 @@ class Recording:
         """The recorded answers. Raises RecordingError, naming the example, for one that is missing or stale."""
         arrays = self._read(batch, (*self._names, "inputs"))
         self._check_inputs(batch, arrays.pop("inputs").numpy().view(np.uint64))
-        return decode(self.codecs, arrays, self.manifest["facts"])
+        return decode(self.codecs, arrays, self.manifest["facts"], self._once)
+
+    @cached_property
+    def _once(self) -> dict[str, Tensor]:
+        return load_once(self.folder, self.manifest)
 
     def check(
         self,
@@ -201,6 +209,12 @@ def open_recording(folder: str | Path, base: Path | None = None) -> Recording:
     Raises MissingFileError when there is none, RecordingError when it is incomplete or damaged.
     """
     return Recording(folder, base)
+
+
+def load_once(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The arrays that are kept once for the whole recording; none where no codec has any."""
+    kept = manifest.get("once")
+    return {} if kept is None else files.read_once(folder / ONCE, kept["sha256"])
 
 
 def shard_name(number: int) -> str:
