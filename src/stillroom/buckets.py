@@ -131,10 +131,12 @@ def _match_sparse(
     """The log q and log p [..., K + 1 + extra ids]; without a tail where the K entries are the whole vocabulary.
 
     The teacher's buckets are normalised here: what a lossy codec gives back sums to 1 only roughly, and a divergence
-    between things that are not distributions can be negative.
+    between things that are not distributions can be negative. A place that repeats the first id is no entry.
     """
     shared = logits[..., :vocabulary]
-    ours, theirs = [shared.gather(-1, ids)], [log_probs.to(logits.dtype)]
+    unused = (ids == ids[..., :1]) & (torch.arange(ids.shape[-1], device=ids.device) > 0)
+    ours = [shared.gather(-1, ids).masked_fill(unused, _ABSENT)]
+    theirs = [log_probs.to(logits.dtype).masked_fill(unused, _ABSENT)]
     if ids.shape[-1] < vocabulary:
         # not log(1 - sum of the kept): that loses every digit when the student is sure of the kept ids
         ours.append(_log_sum_exp(shared.scatter(-1, ids, _ABSENT)).unsqueeze(-1))

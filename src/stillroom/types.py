@@ -114,6 +114,7 @@ class Sparse(_Logits):
     ids [..., K] int64, log_probs [..., K] in nats at temperature 1, rest [...] = log of the mass outside the K entries.
     ``sampled``: ids are independent draws from the teacher (repeats stay separate entries, rest is unused), log_probs
     is the teacher's own log-probability of each draw; valid for forward KL and cross-entropy at temperature 1 only.
+    Where a position keeps fewer than K entries, the places that are left repeat its first id with log_probs -inf.
     """
 
     ids: Tensor
