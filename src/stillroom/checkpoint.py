@@ -28,7 +28,9 @@ CHECKPOINT = "checkpoint.pt"
 HISTORY = "history.jsonl"
 
 
-def about(student: Student, teacher: Any, examples: Examples, objective: Any, plan: Any) -> dict[str, Any]:
+def about(
+    student: Student, teacher: Any, examples: Examples, objective: Any, plan: Any, rollouts: Any = None
+) -> dict[str, Any]:
     """What trains the student, as student.json says it; ``training`` is the digest of all of it."""
     manifest = getattr(teacher, "manifest", None)
     known = {
@@ -38,6 +40,7 @@ def about(student: Student, teacher: Any, examples: Examples, objective: Any, pl
         "recording": json_digest(manifest) if manifest else None,
         "data": data_description(examples),
         "initial_digest": state_digest(student.net.state_dict()),
+        **({} if rollouts is None else {"rollouts": rollouts.about()}),
     }
     return {**known, "training": json_digest(known)}
 

@@ -74,6 +74,14 @@ def seed_draws(seed: int, step: int, rank: int, device: torch.device) -> None:
         torch.get_device_module(device).manual_seed(number)
 
 
+def finish_trackers(accelerator: Accelerator, folder: Path | None) -> None:
+    """Close what the trackers write. Not end_training(): it would end the ranks' process group too."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    if accelerator.is_main_process and accelerator.trackers and folder is not None:
+        nameless(folder)
+
+
 def nameless(folder: Path) -> None:
     """Rename TensorBoard's event files: their names hold this machine's, which has no place in a run's folder."""
     events = sorted((folder / "trackers").rglob("*.tfevents.*"), key=lambda path: (path.stat().st_mtime_ns, path.name))

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from stillroom import checkpoint
-from stillroom.devices import accelerator_for, nameless, optimiser_for, seed_draws
+from stillroom.devices import accelerator_for, finish_trackers, optimiser_for, seed_draws
 from stillroom.environment import environment
 from stillroom.errors import DataError, SignalError, UsageError
 from stillroom.files import claim_folder, write_json
+from stillroom.network import in_evaluation
 from stillroom.objectives import built, learns, weighted_sum
-from stillroom.plan import ALL, Plan, check_counts, micro_batches, resolved, totals_of, weights_of
+from stillroom.plan import ALL, OnPolicy, Plan, check_counts, micro_batches, resolved, totals_of, weights_of
 from stillroom.progress import bar
 from stillroom.students.networks import CONFIG, Student, describe_student, save_student
 from stillroom.types import Batch, Examples, Model, Objective, Signal
@@ -43,6 +44,7 @@ class Step:
     terms: Mapping[str, float]
     learning_rate: float
     examples: int  # seen before it
+    rollouts: Mapping[str, float] = field(default_factory=dict)  # texts, tokens, truncated, degenerate; up to here
 
 
 def fit(
@@ -52,6 +54,7 @@ def fit(
     objective: Objective,
     *,
     plan: Plan | None = None,
+    rollouts: OnPolicy | None = None,
     folder: str | Path | None = None,
     trackers: Sequence[str] = (),
     watchers: Sequence[Callable[[Step], None]] = (),
@@ -64,6 +67,7 @@ def fit(
     for bit on one machine; a finished folder is opened, not trained again; a folder of another training is refused.
     Splitting a batch (plan.accumulation, ranks of ``accelerate launch``) does not change the result, but for networks
     that draw (dropout) or whose layers mix examples (batch norm).
+    ``rollouts`` (stillroom.rollouts.Rollouts): at a share of the steps the student writes the batch itself.
     ``trackers``: names that Accelerate knows, such as 'tensorboard' (extra ``track``), written below the folder.
 
     Raises FolderError for a folder of another training (what differs; nothing is touched) or a damaged checkpoint,
@@ -72,23 +76,21 @@ def fit(
     """
     folder = Path(folder) if folder else None
     plan = resolved(plan or Plan(), student.classes, teacher, examples, objective)
-    about = checkpoint.about(student, teacher, examples, objective, plan)
+    rollouts = rollouts and rollouts.joined(student, teacher, objective)
+    about = checkpoint.about(student, teacher, examples, objective, plan, rollouts)
     if getattr(objective, "needs_labels", False) and about["data"]["labelled"] == 0:
         raise DataError(f"{objective} needs labels, and none of the {len(examples)} examples has one.")
     if folder is not None:
         claim_folder(folder, CONFIG, about, "training")
         if checkpoint.finished(folder):
             return checkpoint.restored(student, folder)
-    run = _Run(student, teacher, examples, objective, plan, folder, trackers)
+    run = _Run(student, teacher, examples, objective, plan, rollouts, folder, trackers)
     if folder is not None and run.accelerator.is_main_process:
         write_json(folder / CONFIG, {**describe_student(student), **about, "complete": False})
     try:
         run.train(watchers, checkpoint_seconds, progress)
     finally:
-        for tracker in run.accelerator.trackers:  # not end_training(): it would end the ranks' process group too
-            tracker.finish()
-        if run.accelerator.is_main_process and trackers and folder is not None:
-            nameless(folder)
+        finish_trackers(run.accelerator, folder)
     return run.finish(about)
 
 
@@ -102,6 +104,7 @@ class _Run:
         examples: Examples,
         objective: Any,
         plan: Plan,
+        rollouts: OnPolicy | None,
         folder: Path | None,
         trackers: Sequence[str],
     ) -> None:
@@ -110,7 +113,8 @@ class _Run:
         if getattr(objective, "couples_examples", False) and self.ranks > 1:
             raise UsageError(f"{objective} depends on which examples share a batch: train it on one process.")
         self.plan, self.examples, self.folder, self.student = plan, examples, folder, student
-        self.teacher = _frozen(teacher, tuple(getattr(objective, "teacher_features", ())))
+        self.rollouts, self.tally = rollouts, rollouts.tally() if rollouts else None
+        self.teacher = in_evaluation(teacher, tuple(getattr(objective, "teacher_features", ())))
         self.views: Sequence[int] | None = getattr(teacher, "views", None)
         live = student.copy().with_features(tuple(getattr(objective, "student_features", ())))
         if hasattr(live.adapter, "remembering") and not getattr(examples, "augmented", False):
@@ -137,7 +141,7 @@ class _Run:
         small = dataclasses.replace(self.plan, batch_size=2, accumulation=1)
         ((batch, _),) = micro_batches(small, self.examples, 0, self.views)
         seed_draws(self.plan.seed, -1, 0, self.accelerator.device)
-        return built(objective, live.predict(batch), self._ask(batch))
+        return built(objective, live.predict(batch), self._ask(batch, self.teacher))
 
     def train(self, watchers: Sequence[Callable[[Step], None]], every: float, progress: bool) -> None:
         """The loop. Rows of history are logged now and then, the state is saved ``every`` so many seconds."""
@@ -152,7 +156,7 @@ class _Run:
                 if last or self.step % logged == 0:
                     row = self._row(terms)
                     self._log(row, watchers)
-                    advance(0, f"loss {row.loss:.4f}")
+                    advance(0, f"loss {row.loss:.4f}" + (self.tally.note() if self.tally else ""))
                 self.step += 1
                 advance(1)
                 self.seconds = earlier + time.monotonic() - began
@@ -164,8 +168,8 @@ class _Run:
         """One optimiser step on one batch, however it is split; this rank's share of each term."""
         plan, accelerator = self.plan, self.accelerator
         seed_draws(plan.seed, self.step, self.rank, accelerator.device)
-        batches = micro_batches(plan, self.examples, self.step, self.views, self.rank, self.ranks)
-        weights = [weights_of(batch, self.objective, plan.average, share) for batch, share in batches]
+        batches, side = self._batches()
+        weights = [weights_of(batch, side.objective, plan.average, share) for batch, share in batches]
         totals = self._totals(weights)
         check_counts(totals, batches[0][0])
         self._check_seen(totals)
@@ -174,7 +178,7 @@ class _Run:
         for number, (batch, _) in enumerate(batches):
             last = number + 1 == len(batches)
             with nullcontext() if last else accelerator.no_sync(self.net):  # ranks exchange gradients once a step
-                self._backward(batch, weights[number], totals, sums)
+                self._backward(batch, side, weights[number], totals, sums)
         self._share_gradients()
         norm = accelerator.clip_grad_norm_(self.parameters, plan.clip_norm or math.inf)
         terms = self._finite(sums, norm)
@@ -184,15 +188,24 @@ class _Run:
         self.optimiser.zero_grad()
         return terms
 
+    def _batches(self) -> tuple[list[tuple[Batch, float]], Any]:
+        """Micro-batches of this rank, and the side whose teacher and objective they are for: rollouts, or the run."""
+        plan, rollouts = self.plan, self.rollouts
+        if rollouts is None or self.tally is None or not rollouts.due(plan, self.step, self.total):
+            return micro_batches(plan, self.examples, self.step, self.views, self.rank, self.ranks), self
+        batches = rollouts.batches(self.live, plan, self.step, self.rank, self.ranks)
+        self.tally.add(self._over_ranks(rollouts.counts(batches)))
+        return batches, rollouts
+
     def _backward(
-        self, batch: Batch, weights: Mapping[str, Tensor], totals: Mapping[str, float], sums: dict[str, Tensor]
+        self, batch: Batch, side: Any, weights: Mapping[str, Tensor], totals: Mapping[str, float], sums: dict[str, Any]
     ) -> None:
         """Add one micro-batch's gradient, and its part of each term to ``sums``."""
-        target = self._ask(batch)
+        target = self._ask(batch, side.teacher)
         with self.accelerator.autocast():
-            terms = self.objective(self.live(batch), target, batch)
+            terms = side.objective(self.live(batch), target, batch)
         if not terms:
-            raise UsageError(f"{self.objective} returned no terms.")
+            raise UsageError(f"{side.objective} returned no terms.")
         loss: Any = 0.0
         for name, values in terms.items():
             weight = weights.get(name, weights[ALL]).to(values.device)
@@ -203,14 +216,17 @@ class _Run:
         self.accelerator.backward(loss * self.ranks)
 
     @torch.no_grad()
-    def _ask(self, batch: Batch) -> Signal:
-        return Signal() if self.teacher is None else self.teacher(batch).to(self.accelerator.device)
+    def _ask(self, batch: Batch, teacher: Model | None) -> Signal:
+        return Signal() if teacher is None else teacher(batch).to(self.accelerator.device)
 
     def _totals(self, weights: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
         """What each term's sum is divided by: its weights in this step, over micro-batches and ranks."""
-        local = totals_of(weights)
+        return self._over_ranks(totals_of(weights))
+
+    def _over_ranks(self, local: Mapping[str, float]) -> dict[str, float]:
+        """The sums over ranks of what each has found."""
         if self.ranks == 1:
-            return local
+            return dict(local)
         numbers = torch.tensor(list(local.values()), dtype=torch.float64, device=self.accelerator.device)
         summed: Any = self.accelerator.reduce(numbers, "sum")
         return dict(zip(local, summed.tolist(), strict=True))
@@ -251,16 +267,14 @@ class _Run:
         )
 
     def _row(self, terms: Mapping[str, float]) -> Step:
-        if self.ranks > 1:
-            values = torch.tensor(list(terms.values()), dtype=torch.float64, device=self.accelerator.device)
-            summed: Any = self.accelerator.reduce(values, "sum")
-            terms = dict(zip(terms, summed.tolist(), strict=True))
+        terms = self._over_ranks(terms)
         seen = self.plan.examples_before(self.step, len(self.examples))
         rate = self.plan.learning_rate_at(self.step, self.total)
-        return Step(self.step, seen / len(self.examples), math.fsum(terms.values()), terms, rate, seen)
+        written = self.tally.state_dict() if self.tally else {}
+        return Step(self.step, seen / len(self.examples), math.fsum(terms.values()), terms, rate, seen, written)
 
     def _log(self, row: Step, watchers: Sequence[Callable[[Step], None]]) -> None:
-        self.history.append(dataclasses.asdict(row))
+        self.history.append({name: said for name, said in dataclasses.asdict(row).items() if said != {}})
         self.accelerator.log({"loss": row.loss, "learning_rate": row.learning_rate, **row.terms}, step=row.step)
         for watch in watchers:
             watch(row)
@@ -268,7 +282,7 @@ class _Run:
     def _parts(self) -> dict[str, Any]:
         """What has a state that the next step depends on."""
         net = self.accelerator.unwrap_model(self.net)
-        parts = {"net": net, "optimiser": self.optimiser, "scaler": self.accelerator.scaler}
+        parts = {"net": net, "optimiser": self.optimiser, "scaler": self.accelerator.scaler, "rollouts": self.tally}
         parts |= {f"learned.{number}": module for number, module in enumerate(self.learned)}
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -281,15 +295,8 @@ class _Run:
         if self.folder is not None and self.accelerator.is_main_process:
             checkpoint.write_history(self.folder, self.history)
             extra = {**about, "complete": True, "steps": self.total, "seconds": round(self.seconds, 3)}
+            extra |= {"written": self.tally.state_dict()} if self.tally else {}
             save_student(trained, self.folder, {**extra, "environment": environment()})
             checkpoint.discard(self.folder)
         self.accelerator.wait_for_everyone()
         return trained
-
-
-def _frozen(teacher: Any, features: tuple[str, ...]) -> Any:
-    """The teacher that gives these features, in evaluation mode."""
-    for net in (teacher, getattr(teacher, "net", None)):
-        if isinstance(net, nn.Module):
-            net.eval()
-    return teacher.with_features(features) if features and hasattr(teacher, "with_features") else teacher

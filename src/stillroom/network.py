@@ -49,6 +49,14 @@ def device_of(net: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def in_evaluation(model: Any, features: tuple[str, ...] = ()) -> Any:
+    """The model that also gives these features, its network (if it has one) in evaluation mode."""
+    for net in (model, getattr(model, "net", None)):
+        if isinstance(net, nn.Module):
+            net.eval()
+    return model.with_features(features) if features and hasattr(model, "with_features") else model
+
+
 @contextmanager
 def captured(net: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Catch the outputs of the modules at these dotted paths while the network runs; the network is left as it was.

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -95,6 +95,23 @@ class Plan:
         done = (step - rising) / max(1.0, total - rising)
         factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
         return self.learning_rate * factor[self.schedule]
+
+
+class OnPolicy(Protocol):
+    """What fit asks of rollouts; ``stillroom.rollouts.Rollouts`` is it."""
+
+    teacher: Any  # a Model, who scores
+    objective: Any
+    tally: Any  # () -> running totals, with add, note, state_dict and load_state_dict
+    counts: Any  # (batches) -> what was written
+
+    def joined(self, student: Any, teacher: Any, objective: Any) -> OnPolicy: ...
+
+    def about(self) -> dict[str, Any]: ...
+
+    def due(self, plan: Plan, step: int, total: int) -> bool: ...
+
+    def batches(self, student: Any, plan: Plan, step: int, rank: int, ranks: int) -> list[tuple[Batch, float]]: ...
 
 
 def resolved(plan: Plan, classes: tuple[str, ...] | None, teacher: Any, examples: Examples, objective: Any) -> Plan:
