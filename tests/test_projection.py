@@ -5,8 +5,9 @@ import torch
 from torch.autograd import gradcheck
 
 from stillroom import projection, row_steps
-from stillroom.divergences import _label_rows, cross_entropy, forward_kl
+from stillroom.divergences import cross_entropy, forward_kl
 from stillroom.errors import ShapeError, UsageError
+from stillroom.formulas import minus_log_q
 from stillroom.projection import by_chunks
 from stillroom.types import Projected
 
@@ -130,7 +131,7 @@ def test_low_precision_head_adds_up_in_float32():
     exact = torch.autograd.grad(cross_entropy(Projected(*exact_inputs).compute(), labels).mean(), exact_inputs)
     errors = []
     for chunk in (256, 4):
-        value = by_chunks(Projected(*inputs), _label_rows, (labels,), chunk=chunk)
+        value = by_chunks(Projected(*inputs), minus_log_q, (labels,), chunk=chunk)
         assert value.dtype == torch.float32
         found = torch.autograd.grad(value.mean(), inputs)
         assert [tensor.dtype for tensor in found] == [torch.bfloat16] * 3
@@ -227,7 +228,7 @@ def test_what_cannot_be_chunked_is_refused():
 def test_chunks_are_even_and_bounded():
     """1,025 positions of a large vocabulary are no 512 + 512 + 1; the environment sets the size."""
     student = Projected(torch.empty(1025, 1, device="meta"), torch.empty(2**15, 1, device="meta"))
-    assert projection._chunk_size(1025, student, 512, torch.float32, 1) == 342
+    assert projection._chunk_size(1025, student, 512, torch.float32, False) == 342
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STILLROOM_CHUNK_MIB", "16")
-        assert projection._chunk_size(10_000, student, None, torch.float32, 1) <= 16 * 2**20 / 4 / 2**15
+        assert projection._chunk_size(10_000, student, None, torch.float32, False) <= 16 * 2**20 / 4 / 2**15

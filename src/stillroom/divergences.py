@@ -1,53 +1,69 @@
 """How far a student's distribution is from a teacher's: nats per position, unreduced. Knows no mask and no average.
 
-Every divergence takes (student, teacher, *, temperature, extra_ids, its own settings) and returns [...], float32 at
-least. student: Dense, Projected or a Tensor (= Dense). teacher: Dense, Projected, Sparse or a Tensor, without gradient.
+Every divergence takes (student, teacher, *, temperature, extra_ids, arithmetic, its own settings) and returns [...],
+float32 at least. student: Dense, Projected or a Tensor (= Dense). teacher: Dense, Projected, Sparse or a Tensor,
+without gradient.
 
 ``temperature`` > 0 divides the logits on both sides; the value is never multiplied by its square.
 ``extra_ids``: what happens to ids that only the student has (padding): "zero" gives them teacher probability 0,
 "ignore" cuts the student to the shared ids and renormalises.
+``arithmetic``: what a Projected student's matmuls may save (projection.Arithmetic); exact by default.
 A Sparse teacher is compared on its K entries and one bucket for the tail, on both sides; at a temperature other than 1
 these buckets, formed at temperature 1, are tempered. Its ids must differ from each other unless they are draws.
 
 All raise PairError (vocabularies that do not fit), ShapeError (positions that do not), SignalError (a Sparse student,
-sampled draws with anything but forward_kl at temperature 1) and UsageError (settings out of range).
+sampled draws with anything but forward_kl at temperature 1) and UsageError (settings out of range,
+an arithmetic for a Dense student).
 P is the teacher, Q the student, in what follows.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stillroom import projection
+from stillroom import formulas, projection
 from stillroom.buckets import ExtraIds, Formula, columns_of, rows_for
 from stillroom.errors import DataError, ShapeError, SignalError, UsageError, nearest
+from stillroom.projection import EXACT, Arithmetic
 from stillroom.types import UNLABELLED, Dense, Logits, Projected, Sparse, as_logits
 
 Divergence = Callable[..., Tensor]  # (student, teacher, *, temperature, extra_ids) -> [...]
+SHARED = ("temperature", "extra_ids", "arithmetic")  # the settings that every divergence has
 
 
 def forward_kl(
-    student: Logits | Tensor, teacher: Logits | Tensor, *, temperature: float = 1.0, extra_ids: ExtraIds = "zero"
+    student: Logits | Tensor,
+    teacher: Logits | Tensor,
+    *,
+    temperature: float = 1.0,
+    extra_ids: ExtraIds = "zero",
+    arithmetic: Arithmetic = EXACT,
 ) -> Tensor:
     """KL(P || Q) = sum p (log p - log q). Hinton et al. 2015, with the teacher's entropy: 0 on equal inputs.
 
     With sampled draws of the teacher (Sparse(sampled=True), temperature 1): the mean over draws of log p - log q, whose
     value and gradient are unbiased.
     """
-    return _compare(Formula(_forward_kl), student, teacher, temperature, extra_ids)
+    return _compare(Formula(formulas.forward_kl), student, teacher, temperature, extra_ids, arithmetic)
 
 
 def reverse_kl(
-    student: Logits | Tensor, teacher: Logits | Tensor, *, temperature: float = 1.0, extra_ids: ExtraIds = "zero"
+    student: Logits | Tensor,
+    teacher: Logits | Tensor,
+    *,
+    temperature: float = 1.0,
+    extra_ids: ExtraIds = "zero",
+    arithmetic: Arithmetic = EXACT,
 ) -> Tensor:
     """KL(Q || P) = sum q (log q - log p). Infinite where the teacher gives 0 to what the student does not."""
-    return _compare(Formula(_reverse_kl, infinite_at_zero=True), student, teacher, temperature, extra_ids)
+    return _compare(
+        Formula(formulas.reverse_kl, infinite_at_zero=True), student, teacher, temperature, extra_ids, arithmetic
+    )
 
 
 def jensen_shannon(
@@ -56,6 +72,7 @@ def jensen_shannon(
     *,
     temperature: float = 1.0,
     extra_ids: ExtraIds = "zero",
+    arithmetic: Arithmetic = EXACT,
     teacher_weight: float = 0.5,
 ) -> Tensor:
     """Weighted sum b KL(P || M) + (1 - b) KL(Q || M), M = b P + (1 - b) Q, b = ``teacher_weight`` in (0, 1).
@@ -68,7 +85,9 @@ def jensen_shannon(
             f"teacher_weight={teacher_weight} cannot be used: the Jensen-Shannon divergence tends to 0 there. "
             f"For the divergence it resembles near that end, use {limit}; otherwise choose a number between 0 and 1."
         )
-    return _compare(Formula(_jensen_shannon, (teacher_weight,)), student, teacher, temperature, extra_ids)
+    return _compare(
+        Formula(formulas.jensen_shannon, (teacher_weight,)), student, teacher, temperature, extra_ids, arithmetic
+    )
 
 
 def skew_kl(
@@ -77,6 +96,7 @@ def skew_kl(
     *,
     temperature: float = 1.0,
     extra_ids: ExtraIds = "zero",
+    arithmetic: Arithmetic = EXACT,
     mix: float = 0.1,
 ) -> Tensor:
     """KL(P || m P + (1 - m) Q), m = ``mix`` in [0, 1); 0 is forward_kl.
@@ -85,14 +105,19 @@ def skew_kl(
     """
     if not 0 <= mix < 1:
         raise UsageError(f"mix={mix} cannot be used: choose a number from 0 (forward_kl) to below 1 (where it is 0).")
-    return _compare(Formula(_skew_kl, (mix,)), student, teacher, temperature, extra_ids)
+    return _compare(Formula(formulas.skew_kl, (mix,)), student, teacher, temperature, extra_ids, arithmetic)
 
 
 def total_variation(
-    student: Logits | Tensor, teacher: Logits | Tensor, *, temperature: float = 1.0, extra_ids: ExtraIds = "zero"
+    student: Logits | Tensor,
+    teacher: Logits | Tensor,
+    *,
+    temperature: float = 1.0,
+    extra_ids: ExtraIds = "zero",
+    arithmetic: Arithmetic = EXACT,
 ) -> Tensor:
     """0.5 sum |p - q|, from 0 to 1 (no nats here)."""
-    return _compare(Formula(_total_variation), student, teacher, temperature, extra_ids)
+    return _compare(Formula(formulas.total_variation), student, teacher, temperature, extra_ids, arithmetic)
 
 
 def alpha_beta(
@@ -101,6 +126,7 @@ def alpha_beta(
     *,
     temperature: float = 1.0,
     extra_ids: ExtraIds = "zero",
+    arithmetic: Arithmetic = EXACT,
     alpha: float,
     beta: float,
 ) -> Tensor:
@@ -112,10 +138,12 @@ def alpha_beta(
     if not (alpha >= 0 and beta >= 0 and alpha + beta > 0):
         raise UsageError(f"alpha={alpha}, beta={beta} cannot be used: choose numbers of at least 0, not both 0.")
     if beta == 0:
-        return _compare(Formula(_beta_zero, (alpha,)), student, teacher, temperature, extra_ids)
+        return _compare(Formula(formulas.beta_zero, (alpha,)), student, teacher, temperature, extra_ids, arithmetic)
     if alpha == 0:
-        return _compare(Formula(_alpha_zero, (beta,), True), student, teacher, temperature, extra_ids)
-    return _compare(Formula(_alpha_beta, (alpha, beta)), student, teacher, temperature, extra_ids)
+        return _compare(
+            Formula(formulas.alpha_zero, (beta,), True), student, teacher, temperature, extra_ids, arithmetic
+        )
+    return _compare(Formula(formulas.alpha_beta, (alpha, beta)), student, teacher, temperature, extra_ids, arithmetic)
 
 
 DIVERGENCES: dict[str, Divergence] = {
@@ -142,8 +170,11 @@ class Bound:
         *,
         temperature: float = 1.0,
         extra_ids: ExtraIds = "zero",
+        arithmetic: Arithmetic = EXACT,
     ) -> Tensor:
-        return self.divergence(student, teacher, temperature=temperature, extra_ids=extra_ids, **dict(self.settings))
+        how = {} if arithmetic == EXACT else {"arithmetic": arithmetic}  # a divergence of one's own may not know it
+        settings = how | dict(self.settings)
+        return self.divergence(student, teacher, temperature=temperature, extra_ids=extra_ids, **settings)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings)
@@ -156,7 +187,7 @@ def bind(divergence: Divergence, **settings: float) -> Bound:
     Raises UsageError for a setting that it does not have, lacks, or cannot use.
     """
     parameters: Mapping[str, inspect.Parameter] = inspect.signature(divergence).parameters
-    own = {name: p for name, p in list(parameters.items())[2:] if name not in ("temperature", "extra_ids")}
+    own = {name: p for name, p in list(parameters.items())[2:] if name not in SHARED}
     title = getattr(divergence, "__name__", repr(divergence))
     for name in settings:
         if name not in own:
@@ -190,8 +221,8 @@ def cross_entropy(student: Logits | Tensor, labels: Tensor, *, ignore: int = UNL
         )
     labels = labels.masked_fill(labels == ignore, -1)
     if isinstance(student, Projected):
-        return projection.by_chunks(student, _label_rows, (labels,))
-    return _label_rows(student.values, labels)
+        return projection.by_chunks(student, formulas.minus_log_q, (labels,))
+    return formulas.minus_log_q(student.values, labels)
 
 
 def _compare(
@@ -200,11 +231,12 @@ def _compare(
     teacher: Logits | Tensor,
     temperature: float,
     extra_ids: ExtraIds,
+    arithmetic: Arithmetic,
 ) -> Tensor:
     """The one path of every divergence: check the pair, form the rows, evaluate them whole or by chunks."""
     student, teacher = as_logits(student), as_logits(teacher)
     rows = rows_for(formula, student, teacher, temperature, extra_ids)
-    if rows.kind == "sampled" and (formula.function is not _forward_kl or temperature != 1):
+    if rows.kind == "sampled" and (formula.function is not formulas.forward_kl or temperature != 1):
         raise SignalError(
             "the teacher's logits are sampled draws: their mean is unbiased for forward_kl at temperature 1 only, "
             f"because every other value needs probabilities of ids that were not drawn (temperature={temperature}). "
@@ -214,73 +246,15 @@ def _compare(
         wide = torch.promote_types(student.hidden.dtype, torch.float32)
         heat = torch.tensor(float(temperature), dtype=wide)
         if isinstance(teacher, Projected):
-            return projection.by_chunks(student, rows, (heat,), teacher)
-        return projection.by_chunks(student, rows, (heat, *columns_of(teacher)))
+            return projection.by_chunks(student, rows, (heat,), teacher, arithmetic=arithmetic)
+        return projection.by_chunks(student, rows, (heat, *columns_of(teacher)), arithmetic=arithmetic)
+    if arithmetic != EXACT:
+        raise UsageError(
+            f"{arithmetic} is for a student that gives Projected logits (hidden states and a head); this one gives "
+            "Dense ones, whose matmul is already done. Leave matmul at 'auto' and keep_columns at None."
+        )
     if isinstance(teacher, Projected):
         with torch.no_grad():
             teacher = Dense(teacher.compute())
     assert isinstance(student, Dense)  # rows_for refuses the rest
     return rows(student.values, temperature, *columns_of(teacher))
-
-
-# Row functions: log q (student), log p (teacher) [..., M] -> [...]. An entry with probability 0 (-inf) on one side or
-# both gives no nan, neither in the value nor in the gradient: the difference is masked before it is multiplied.
-
-
-def _excess(weight: Tensor, log_a: Tensor, log_b: Tensor) -> Tensor:
-    """The product weight (log a - log b), 0 where the weight is 0."""
-    return weight * torch.where(weight > 0, log_a - log_b, 0.0)
-
-
-def _mixture(log_p: Tensor, log_q: Tensor, teacher_weight: float) -> Tensor:
-    """log(w p + (1 - w) q); any finite number where both are 0."""
-    log_p, log_q = log_p + math.log(teacher_weight), log_q + math.log1p(-teacher_weight)
-    empty = torch.maximum(log_p, log_q) == float("-inf")
-    return torch.logaddexp(torch.where(empty, 0.0, log_p), torch.where(empty, 0.0, log_q))
-
-
-def _forward_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
-    return _excess(log_p.exp(), log_p, log_q).sum(-1)
-
-
-def _reverse_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
-    return _excess(log_q.exp(), log_q, log_p).sum(-1)
-
-
-def _jensen_shannon(log_q: Tensor, log_p: Tensor, teacher_weight: float) -> Tensor:
-    log_m = _mixture(log_p, log_q, teacher_weight)
-    of_teacher, of_student = _excess(log_p.exp(), log_p, log_m), _excess(log_q.exp(), log_q, log_m)
-    return (teacher_weight * of_teacher + (1 - teacher_weight) * of_student).sum(-1)
-
-
-def _skew_kl(log_q: Tensor, log_p: Tensor, mix: float) -> Tensor:
-    return _forward_kl(_mixture(log_p, log_q, mix) if mix else log_q, log_p)
-
-
-def _total_variation(log_q: Tensor, log_p: Tensor) -> Tensor:
-    return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
-
-
-def _alpha_beta(log_q: Tensor, log_p: Tensor, alpha: float, beta: float) -> Tensor:
-    total = alpha + beta
-    cross = (alpha * log_p + beta * log_q).exp()
-    ours, theirs = (total * log_q).exp(), (total * log_p).exp()
-    return ((alpha * theirs + beta * ours) / total - cross).sum(-1) / (alpha * beta)
-
-
-def _beta_zero(log_q: Tensor, log_p: Tensor, alpha: float) -> Tensor:
-    """1/a^2 sum [p^a (log p^a - log q^a) - p^a + q^a]."""
-    log_q, log_p = alpha * log_q, alpha * log_p
-    return (_excess(log_p.exp(), log_p, log_q) - log_p.exp() + log_q.exp()).sum(-1) / alpha**2
-
-
-def _alpha_zero(log_q: Tensor, log_p: Tensor, beta: float) -> Tensor:
-    """1/b^2 sum [q^b (log q^b - log p^b) - q^b + p^b]."""
-    return _beta_zero(log_p, log_q, beta)
-
-
-def _label_rows(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log q(label); 0 where the label is negative."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    chosen = logits.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
-    return torch.where(labels < 0, 0.0, logits.logsumexp(-1) - chosen)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stillroom.divergences import cross_entropy, forward_kl
 from stillroom.errors import DataError, ShapeError, UsageError
 from stillroom.likeness import mean_squared
+from stillroom.projection import EXACT, Arithmetic
 from stillroom.types import UNLABELLED, Average, Batch, Signal, as_logits, positions
 
 Divergence = Callable[..., Tensor]
@@ -80,16 +81,21 @@ class SoftTargets:
 
     Hinton et al. 2015, section 2: the factor T^2 keeps the gradient's size independent of T; it can be switched off.
     ``divergence`` is any of stillroom.divergences, or one bound with its settings. Term: ``soft_targets`` [...].
+    ``matmul`` and ``keep_columns`` make a Projected student's step cheaper than exact: see projection.Arithmetic.
+    Raises UsageError for settings out of range, and for these two with a Dense student.
     """
 
     divergence: Divergence = forward_kl
     temperature: float = 2.0
     scale_by_temperature_squared: bool = True
     extra_ids: Literal["zero", "ignore"] = "zero"
+    matmul: Literal["auto", "bf16"] = "auto"
+    keep_columns: float | None = None
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise UsageError(f"temperature must be above 0, not {self.temperature}.")
+        Arithmetic(self.matmul, self.keep_columns)  # refuses what it cannot use
 
     def __call__(self, student: Signal, teacher: Signal, batch: Batch) -> Mapping[str, Tensor]:
         ours = as_logits(student.need_logits("SoftTargets"))
@@ -98,7 +104,10 @@ class SoftTargets:
             raise ShapeError(
                 f"the student answers at positions {list(ours.shape)}, the teacher at {list(theirs.shape)}."
             )
-        settings = {"temperature": self.temperature, "extra_ids": self.extra_ids}
+        settings: dict[str, Any] = {"temperature": self.temperature, "extra_ids": self.extra_ids}
+        arithmetic = Arithmetic(self.matmul, self.keep_columns)
+        if arithmetic != EXACT:  # a divergence of the user's own need not know it
+            settings["arithmetic"] = arithmetic
 
         def compute(where: Tensor | slice) -> Tensor:
             return self.divergence(ours[where], theirs[where], **settings)

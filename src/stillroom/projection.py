@@ -28,6 +28,7 @@ from stillroom.types import Projected
 
 _CHUNK_MIB = {"cpu": 64.0}  # of one side's logits; smaller chunks pass over the head's gradient too often
 _CHUNK_MIB_ELSEWHERE = 256.0  # an accelerator needs more positions to be busy
+_SAMPLED = 0.4  # of that where columns are sampled
 _FEWEST = 64  # positions of a chunk: with fewer, reading the head from memory takes longer than multiplying by it
 _COMPILE_FROM = 2**24  # logits in all; below, compiling takes longer than it saves
 
@@ -84,7 +85,7 @@ def by_chunks(
     dtype = torch.bfloat16 if arithmetic.matmul == "bf16" else dtype_of(student)
     plan = _Plan(
         rows=rows,
-        size=_chunk_size(count, student, chunk, dtype, 1 if teacher is None else 2),
+        size=_chunk_size(count, student, chunk, dtype, arithmetic.keep_columns is not None),
         compiled=compiled,
         dtype=dtype,
         threshold=arithmetic.keep_columns,
@@ -234,15 +235,17 @@ def _common(gradient: Tensor) -> Tensor | None:
     return first if alike else None
 
 
-def _chunk_size(count: int, student: Projected, chunk: int | None, dtype: torch.dtype, sides: int) -> int:
+def _chunk_size(count: int, student: Projected, chunk: int | None, dtype: torch.dtype, sampled: bool) -> int:
     """Positions per chunk: as many as fit, spread evenly, so that no small chunk is left at the end."""
     if chunk is None:
         default = _CHUNK_MIB.get(student.hidden.device.type, _CHUNK_MIB_ELSEWHERE)
         room = float(os.environ.get("STILLROOM_CHUNK_MIB", default)) * 2**20
+        if sampled:  # the fewer positions share their columns, the fewer columns each needs
+            room *= _SAMPLED
         chunk = max(_FEWEST, int(room / (dtype.itemsize * student.vocabulary)))
         # a low-precision head adds the gradients of several chunks in float32: one chunk may take less memory
         adds = student.weight.requires_grad and student.weight.dtype.itemsize < 4
-        if adds and sides * dtype.itemsize * count <= 4 * student.weight.shape[-1]:
+        if adds and dtype.itemsize * count <= 2 * student.weight.shape[-1]:
             chunk = max(1, count)
     if chunk < 1:
         raise UsageError(f"chunk={chunk} cannot be used: choose at least 1 position.")
