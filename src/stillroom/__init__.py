@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from stillroom.objectives import Mix as Mix
     from stillroom.objectives import SoftTargets as SoftTargets
     from stillroom.objectives import masked_mean as masked_mean
+    from stillroom.objectives_on_policy import SampledReverseKL as SampledReverseKL
     from stillroom.plan import Plan as Plan
     from stillroom.recording import Everything as Everything
     from stillroom.recording import Features as Features
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from stillroom.recording import Sampled as Sampled
     from stillroom.recording import TopK as TopK
     from stillroom.recording import record as record
+    from stillroom.rollouts import Rollouts as Rollouts
     from stillroom.students import Student as Student
     from stillroom.teachers import ensemble as ensemble
     from stillroom.teachers import from_network as from_network
@@ -63,9 +65,11 @@ _PLACES = {
     "stillroom.loading": ("load",),
     "stillroom.network": ("Columns",),
     "stillroom.objectives": ("HardLabels", "MatchValues", "Mix", "SoftTargets", "masked_mean"),
+    "stillroom.objectives_on_policy": ("SampledReverseKL",),
     "stillroom.plan": ("Plan",),
     "stillroom.checking": ("preflight",),
     "stillroom.recording": ("Everything", "Features", "Recording", "Sampled", "TopK", "record"),
+    "stillroom.rollouts": ("Rollouts",),
     "stillroom.students": ("Student",),
     "stillroom.teachers": ("ensemble", "from_network"),
     "stillroom.types": (
