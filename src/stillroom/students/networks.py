@@ -51,6 +51,7 @@ class Student:
     source: Source | None = None
     name: str = "student"
     tokenizer: Any = None  # of a language model, saved beside its weights
+    made_by: Mapping[str, Any] = field(default_factory=dict)  # the choices that made the network, as plain JSON
 
     @classmethod
     def make(
@@ -124,6 +125,7 @@ def describe_student(student: Student) -> dict[str, Any]:
         "adapter": settings.describe(student.adapter),
         "layout": "transformers" if is_causal(student.net) else None,
         "parameters": sum(p.numel() for p in student.net.parameters()),
+        **({"made_by": dict(student.made_by)} if student.made_by else {}),
     }
 
 
@@ -160,6 +162,7 @@ def load_student(folder: str | Path, base: Path | None = None) -> Student:
             features=tuple(config["features"]),
             name=config["name"],
             tokenizer=loaded.tokenizer,
+            made_by=config.get("made_by", {}),
         )
     if config["source"] is None:
         raise FolderError(
