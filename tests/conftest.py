@@ -37,21 +37,7 @@ def smollm2_teacher(smollm2):
 
 @pytest.fixture(scope="session")
 def small_tokenizer():
-    """A byte-level BPE of 384 ids, trained here in a moment; with marks and a chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    """A byte-level BPE of 329 ids, with marks and a chat template. Shared: do not change it."""
+    from language_fakes import tokenizer
 
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=384, special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
-    inner.train_from_iterator([__doc__ * 4, "the cat sat on the mat and the dog ran after it " * 20], trainer)
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<|im_start|>", eos_token="<|im_end|>")
-    made.pad_token = "<|im_end|>"
-    made.chat_template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    )
-    return made
+    return tokenizer()

@@ -64,6 +64,16 @@ def optimiser_for(plan: Plan, parameters: list[nn.Parameter]) -> torch.optim.Opt
     return torch.optim.AdamW(parameters, **rest)
 
 
+def take_step(optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], learning_rate: float) -> None:
+    """Change the parameters by their gradients, and forget these."""
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate
+    optimiser.step()
+    # a fused step does not say that it wrote, and copies of the parameters that go by their version would stay old
+    torch.autograd.graph.increment_version(parameters)
+    optimiser.zero_grad()
+
+
 def seed_draws(seed: int, step: int, rank: int, device: torch.device) -> None:
     """Seed what a network may draw from. torch.manual_seed would cost milliseconds where CUDA is not in use."""
     number = key_hash(f"draws|{seed}|{step}", rank)
@@ -72,6 +82,22 @@ def seed_draws(seed: int, step: int, rank: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(number)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(number)
+
+
+def recompute_activations(net: Any, on: bool) -> None:
+    """Whether a transformers network computes its layers' activations again in backward instead of keeping them.
+
+    Raises UsageError for a network whose layers do not know how.
+    """
+    names = [f"{kind}_checkpointing_{'enable' if on else 'disable'}" for kind in ("activation", "gradient")]
+    switch = next((getattr(net, name) for name in names if hasattr(net, name)), None)  # before 5.20: 'gradient'
+    try:
+        if switch is None:
+            raise ValueError("it is no transformers network")
+        switch({"use_reentrant": False}) if on else switch()
+    except ValueError as error:
+        raise UsageError(f"plan.checkpointing=True is not possible for {type(net).__name__}: {error}.") from None
+    net.disable_input_require_grads()  # only the reentrant kind needs it, and it would be left on the embeddings
 
 
 def finish_trackers(accelerator: Accelerator, folder: Path | None) -> None:

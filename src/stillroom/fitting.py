@@ -20,7 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from stillroom import checkpoint
-from stillroom.devices import accelerator_for, finish_trackers, optimiser_for, seed_draws
+from stillroom.devices import (
+    accelerator_for,
+    finish_trackers,
+    optimiser_for,
+    recompute_activations,
+    seed_draws,
+    take_step,
+)
 from stillroom.environment import environment
 from stillroom.errors import DataError, SignalError, UsageError
 from stillroom.files import claim_folder, write_json
@@ -119,6 +126,8 @@ class _Run:
         live = student.copy().with_features(tuple(getattr(objective, "student_features", ())))
         if hasattr(live.adapter, "remembering") and not getattr(examples, "augmented", False):
             live = dataclasses.replace(live, adapter=live.adapter.remembering())  # type: ignore[attr-defined]
+        if plan.checkpointing:
+            recompute_activations(live.net, True)
         self.objective, self.learned = self._build(objective, live)
         own = [p for p in live.net.parameters() if p.requires_grad]
         if not own:
@@ -182,10 +191,7 @@ class _Run:
         self._share_gradients()
         norm = accelerator.clip_grad_norm_(self.parameters, plan.clip_norm or math.inf)
         terms = self._finite(sums, norm)
-        for group in self.optimiser.param_groups:
-            group["lr"] = plan.learning_rate_at(self.step, self.total)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        take_step(self.optimiser, self.parameters, plan.learning_rate_at(self.step, self.total))
         return terms
 
     def _batches(self) -> tuple[list[tuple[Batch, float]], Any]:
@@ -291,6 +297,8 @@ class _Run:
         net = self.accelerator.unwrap_model(self.net, keep_fp32_wrapper=False)
         if "forward" not in vars(self.student.net):
             vars(net).pop("forward", None)  # unwrapping leaves the class's own method on the instance
+        if self.plan.checkpointing:
+            recompute_activations(net, False)
         trained = dataclasses.replace(self.student, net=net.eval())
         if self.folder is not None and self.accelerator.is_main_process:
             checkpoint.write_history(self.folder, self.history)

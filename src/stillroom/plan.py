@@ -42,6 +42,7 @@ class Plan:
     warmup: float = 0.0  # share of the steps in which the learning rate rises linearly
     clip_norm: float | None = 1.0  # largest gradient norm
     precision: Precision = "fp32"
+    checkpointing: bool = False  # compute activations again in backward: a third more time, less memory, same values
     average: Average = "position"
     views: int | None = None  # augmented views of each example, used in turn; None: the recording's, or always fresh
     seed: int = 0
@@ -55,6 +56,8 @@ class Plan:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
                 raise UsageError(f"plan.{name} is a number, not {value!r}.")
+        if not isinstance(self.checkpointing, bool):
+            raise UsageError(f"plan.checkpointing is true or false, not {self.checkpointing!r}.")
 
     def __post_init__(self) -> None:
         self._check_kinds()

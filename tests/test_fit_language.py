@@ -1,0 +1,129 @@
+"""Language students in training: how it is split, packed, interrupted or kept in memory changes nothing."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import stillroom as sr
+from fit_fakes import apart, rows, same
+from fit_fakes import student as small_network
+from fit_language_script import ADAM, BOTH, TRAININGS, trained
+from language_fakes import packed, student, teacher, texts, tokenizer
+from stillroom.data import pack
+from stillroom.devices import take_step
+from stillroom.errors import UsageError
+from stillroom.plan import micro_batches
+from stillroom.students import causal
+
+SCRIPT = Path(__file__).parent / "fit_language_script.py"
+
+
+@pytest.mark.parametrize("start", [student, lambda: causal.lora(student(), 4)], ids=["plain", "lora"])
+def test_checkpointing_changes_no_value(start):
+    """Activations that are computed again are the same, and the network is given back as it was."""
+    kept, again = trained(start()), trained(start(), checkpointing=True)
+    assert same(kept, again)
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in again.net.modules())
+
+
+def test_checkpointing_draws_the_same_dropout_again():
+    def start():
+        made = student()
+        made.net.config.attention_dropout = 0.3
+        for layer in made.net.get_decoder().layers:
+            layer.self_attn.attention_dropout = 0.3
+        return made
+
+    kept, again = trained(start()), trained(start(), checkpointing=True)
+    assert same(kept, again)
+    assert not same(kept, trained(student()))
+
+
+def test_checkpointing_is_refused_where_there_are_no_layers_for_it():
+    plan = sr.Plan(steps=1, checkpointing=True)
+    with pytest.raises(UsageError, match=r"plan.checkpointing=True is not possible for Sequential: it is no transf"):
+        sr.fit(small_network(), None, rows(), sr.HardLabels(), plan=plan, progress=False)
+    with pytest.raises(UsageError, match="plan.checkpointing is true or false, not 1"):
+        sr.Plan(checkpointing=1)
+
+
+@pytest.mark.parametrize("average", ["position", "example"])
+@pytest.mark.parametrize("objective", [BOTH, sr.SoftTargets(), sr.HardLabels()], ids=["both", "soft", "hard"])
+def test_accumulation_changes_nothing(average, objective):
+    """trl#4719, trl#6478, ms-swift#10165, DistillKit: each micro-batch averaged for itself, whatever it counts."""
+    assert len(packed()) % 4, "the last batch of an epoch must be ragged"
+    whole, split = (trained(objective=objective, average=average, accumulation=n) for n in (1, 3))
+    assert apart(whole, split) < 1e-6
+    assert apart(whole, student()) > 1e-3
+
+
+def test_packed_rows_train_as_one_document_a_row():
+    """Loss and weights: no attention, no label and no position across documents."""
+    own, wanted = tokenizer(), texts()
+    together, alone = (pack(wanted, own, 32, together=value) for value in (True, False))
+    assert len(together) < len(alone)
+    losses = {}
+    for name, data in (("together", together), ("alone", alone)):
+        seen: list[float] = []
+        settings = {"batch_size": len(data), "steps": 3, "watchers": [lambda row, seen=seen: seen.append(row.loss)]}
+        losses[name] = (trained(examples=data, **settings), seen)
+    assert losses["together"][1] == pytest.approx(losses["alone"][1], rel=1e-5)
+    assert apart(losses["together"][0], losses["alone"][0]) < 1e-6
+
+
+def test_half_precision_trains_and_masters_stay_whole():
+    exact, half = trained(**ADAM), trained(precision="bf16", **ADAM)
+    assert 0 < apart(exact, half) < 2e-2
+    assert {p.dtype for p in half.net.parameters()} == {torch.float32}
+
+
+def outcome(folder):
+    return [(folder / name).read_bytes() for name in ("model.safetensors", "history.jsonl")]
+
+
+def test_a_killed_training_goes_on_from_the_middle_of_an_epoch(tmp_path):
+    """easydistill#18, trl#6987: another process ends with the bytes of one that was never killed."""
+    command = [sys.executable, str(SCRIPT), str(tmp_path), "adam@4"]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    checkpoint = torch.load(tmp_path / "adam" / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] % sr.Plan(batch_size=4).steps_per_epoch(len(packed()))
+    TRAININGS["adam"](folder=tmp_path / "adam")
+    TRAININGS["adam"](folder=tmp_path / "whole")
+    assert outcome(tmp_path / "adam") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["lora", "half", "checkpointed"])
+def test_an_interrupted_training_goes_on(tmp_path, name):
+    def stop(row):
+        if row.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TRAININGS[name](folder=tmp_path / "cut", checkpoint_seconds=0, watchers=[stop])
+    TRAININGS[name](folder=tmp_path / "cut")
+    TRAININGS[name](folder=tmp_path / "whole")
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_a_fused_step_says_that_it_wrote():
+    """Copies of a head in lower precision go by its version, which torch's fused optimisers leave as it was."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    before = weight._version
+    take_step(torch.optim.AdamW([weight], fused=True), [weight], 0.1)
+    assert weight._version > before
+    assert weight.grad is None
+
+
+def test_a_recorded_answer_follows_its_row_under_shuffling(tmp_path):
+    """EasyDistill 1: cached logits misaligned by the default shuffle, and the loss divided by the mask's sum twice."""
+    data = packed()
+    recording = sr.record(teacher(), data, tmp_path / "r", sr.Everything(), progress=False)
+    asked, read = trained(examples=data), trained(examples=data, by=recording)
+    assert apart(asked, read) < 1e-6
+    orders = [[batch.ids for batch, _ in micro_batches(sr.Plan(batch_size=4), data, step)] for step in (0, 2)]
+    assert orders[0] != orders[1]
