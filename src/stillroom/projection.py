@@ -180,7 +180,7 @@ class _Plan:
 
     def _teacher_by_chunks(self, teacher: Projected, count: int) -> Callable[[slice], Tensor]:
         dtype = self.dtype if self.dtype == torch.bfloat16 else dtype_of(teacher)
-        hidden = teacher.hidden.detach().reshape(count, -1).to(dtype)
+        hidden = teacher.hidden.detach().reshape(count, teacher.hidden.shape[-1]).to(dtype)
         bias = None if teacher.bias is None else teacher.bias.detach().to(dtype)
         logits = LogitsOf(in_dtype(teacher.weight, dtype), bias, self.size)
         return lambda part: finish(logits(hidden[part]), teacher.scale, teacher.softcap)
