@@ -10,7 +10,8 @@ Cell = Mapping[str, float] | None  # {"value", "low", "high"}, or None where a n
 Rows = Mapping[str, Mapping[str, Cell]]
 
 SAME = 0.05  # costs that differ by less are called alike
-COSTS = ("parameters", "bytes", "flops", "latency")
+RATES = ("prefill", "generation")  # tokens per second: the only costs of which more is better
+COSTS = ("parameters", "bytes", "memory", "flops", "flops_per_token", "latency", *RATES)
 
 TITLES = {
     "bits_per_byte": "bits per byte",
@@ -30,8 +31,12 @@ TITLES = {
     "teacher_distance": "distance to teacher",
     "parameters": "parameters",
     "bytes": "size",
+    "memory": "memory at work",
     "flops": "FLOPs",
+    "flops_per_token": "FLOPs per token",
     "latency": "latency",
+    "prefill": "reads, tokens/s",
+    "generation": "writes, tokens/s",
 }
 
 ABOUT = {
@@ -53,8 +58,12 @@ ABOUT = {
     "teacher_distance": "The mean of |answer - the teacher's answer|, in the label's unit.",
     "parameters": "Learned numbers, shared ones once.",
     "bytes": "Bytes of the weights in memory.",
+    "memory": "Bytes of the weights, and of the most tensors alive at once while it reads 128 tokens and writes 4.",
     "flops": "Floating-point operations for one example; look-ups in an embedding count 0.",
     "latency": "Median seconds of one answer at batch 1, from raw columns, one thread.",
+    "flops_per_token": "Floating-point operations to read one token and predict the next, over a text of 128 tokens.",
+    "prefill": "Median tokens per second at which a prompt of 128 tokens is read, at batch 1, one thread.",
+    "generation": "Median tokens per second written after it: greedy, with a cache, at batch 1, one thread.",
 }
 
 
@@ -67,9 +76,11 @@ def number(value: float, name: str = "") -> str:
     """A number as a person reads it; ``name`` is the metric or cost, which decides the unit."""
     if name == "latency":
         return seconds(value)
-    if name == "bytes":
+    if name in RATES:
+        return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
+    if name in ("bytes", "memory"):
         return scaled(value, ("B", "kB", "MB", "GB", "TB"))
-    if name in ("parameters", "flops"):
+    if name in ("parameters", "flops", "flops_per_token"):
         return scaled(value, ("", "k", "M", "G", "T"))
     if value != 0 and not 1e-3 <= abs(value) < 1e4:
         return f"{value:.2e}" if abs(value) < 1e-3 else f"{value:,.0f}"
@@ -109,11 +120,20 @@ def times(ratio: float) -> str:
 
 
 def ratio_to_teacher(rows: Rows, row: str, cost: str) -> float | None:
-    """The teacher's cost divided by the row's: above 1 is cheaper than the teacher. None where either is unknown."""
+    """How many times cheaper, or faster, the row is than the teacher. None where either is unknown."""
     theirs, ours = rows.get("teacher", {}).get(cost), rows.get(row, {}).get(cost)
     if row == "teacher" or not theirs or not ours or not ours["value"] or not theirs["value"]:
         return None
-    return theirs["value"] / ours["value"]
+    ratio = theirs["value"] / ours["value"]
+    return 1 / ratio if cost in RATES else ratio
+
+
+_FASTER = ("faster", "slower")
+_MORE_OR_LESS = {
+    "bytes": ("smaller", "larger"),
+    "memory": ("less", "more"),
+    **dict.fromkeys(("latency", *RATES), _FASTER),
+}
 
 
 def cheaper(rows: Rows, row: str, cost: str) -> str:
@@ -121,7 +141,7 @@ def cheaper(rows: Rows, row: str, cost: str) -> str:
     ratio = ratio_to_teacher(rows, row, cost) if cost in COSTS else None
     if ratio is None or math.isclose(ratio, 1, rel_tol=SAME):
         return ""
-    better, worse = {"latency": ("faster", "slower"), "bytes": ("smaller", "larger")}.get(cost, ("fewer", "more"))
+    better, worse = _MORE_OR_LESS.get(cost, ("fewer", "more"))
     return f"{times(ratio)} {better}" if ratio >= 1 else f"{times(1 / ratio)} {worse}"
 
 
@@ -193,13 +213,11 @@ def kept(rows: Rows, metric: str, higher_is_better: bool | None) -> str:
 
 
 def _at_what_cost(rows: Rows) -> str:
-    known = {cost: ratio_to_teacher(rows, "student", cost) for cost in ("bytes", "latency")}
-    words = {"bytes": ("the size", "smaller", "larger"), "latency": ("", "faster", "slower")}
     parts = []
-    for cost, ratio in known.items():
-        if ratio is not None and not math.isclose(ratio, 1, rel_tol=SAME):
-            better, worse = words[cost][1:]
-            parts.append(f"{times(ratio)} {better}" if ratio > 1 else f"{times(1 / ratio)} {worse}")
+    for cost in ("bytes", "latency", "generation"):
+        said = cheaper(rows, "student", cost)
+        if said:
+            parts.append(f"{said} at writing" if cost == "generation" else said)
     return f", and is {' and '.join(parts)}" if parts else ""
 
 
@@ -214,6 +232,19 @@ def helped(comparisons: Any) -> str:
         "worse": f"The teacher did harm: the same student trained alone does better ({interval}).",
         "unclear": f"No help from the teacher is shown: against the same student trained alone, {interval}.",
     }[verdict(against)]
+
+
+def overlapping(overlap: Mapping[str, Any]) -> str:
+    """One sentence on what evaluation and training texts share (data.overlap.Overlap as JSON)."""
+    run, judged = f"{overlap['n']} {overlap['unit']} in a row", f"{overlap['documents']:,} test texts"
+    aside = f"; {overlap['too_short']:,} are too short to say" if overlap["too_short"] else ""
+    if not overlap["found"]:
+        return f"None of the {judged} shares {run} with a training text{aside}."
+    share = _percent(overlap["found"] / overlap["documents"])
+    return (
+        f"{overlap['found']:,} of the {judged} ({share}) share {run} with a training text{aside}: "
+        "what they measure may have been learned by heart."
+    )
 
 
 def _percent(share: float) -> str:

@@ -14,14 +14,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from stillroom.errors import CheckError
 from stillroom.files import read_json, write_bytes
-from stillroom.measures.wording import compared, in_order, number, spread, title_of
+from stillroom.measures.wording import COSTS, compared, in_order, number, spread, title_of
 from stillroom.provenance.manifest import existing
 from stillroom.provenance.passport import PASSPORT
 from stillroom.provenance.schema import validate
 
 CARD = "README.md"
 TEMPLATE = "card.md.j2"
-COSTS = ("parameters", "bytes", "flops", "latency")
 MOST_COLUMNS = 9
 
 
