@@ -11,10 +11,14 @@ from typing import Any
 
 from stillroom.data import Packed, Table, pack
 from stillroom.errors import DataError, UsageError
+from stillroom.files import read_json, write_json
 from stillroom.language.chat import Chat
 from stillroom.recipe import Tokens
+from stillroom.students.pruned import cut_vocabulary
 from stillroom.teachers.causal import from_causal
 from stillroom.teachers.networks import Network
+
+SAMPLED = 64  # training texts on which the mass outside the kept ids is measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +43,7 @@ def corpus_of(tables: Mapping[str, Table], teacher: Any, settings: Tokens, folde
         raise UsageError("tokens: a vocabulary is cut to plain texts only; leave out chat or vocabulary.")
     cut = None
     if settings.vocabulary is not None:
-        from stillroom.students.pruned import cut_vocabulary
-
-        texts = [text for _, text in _documents(tables["train"], settings)]
-        made = cut_vocabulary(teacher.net, teacher.tokenizer, texts, size=settings.vocabulary)
-        teacher = dataclasses.replace(
-            from_causal(made.net, made.tokenizer, licence=teacher.identity.licence), **_named(teacher, made)
-        )
-        cut = made.record
+        teacher, cut = _in_fewer_ids(tables["train"], teacher, settings, folder)
     chat = None if settings.chat is None else Chat(**settings.chat.model_dump())
     parts = {
         name: pack(
@@ -66,19 +63,29 @@ def corpus_of(tables: Mapping[str, Table], teacher: Any, settings: Tokens, folde
     return Corpus(teacher, parts, cut)
 
 
-def _named(teacher: Network, made: Any) -> dict[str, Any]:
-    """The cut teacher is the same teacher, restricted: it keeps its name and origin, and says so."""
-    before = teacher.identity
-    after = from_causal(made.net, made.tokenizer).identity
+def _in_fewer_ids(
+    train: Table, teacher: Network, settings: Tokens, folder: Path | None
+) -> tuple[Network, Mapping[str, Any]]:
+    """The teacher over the ids that the training texts need, and what that kept and lost (vocabulary.json)."""
+    texts = dict(_documents(train, settings))
+    kept = None if folder is None else folder / "vocabulary.json"
+    known = kept is not None and kept.is_file()
+    sample = None if known else pack(list(texts.items())[:SAMPLED], teacher.tokenizer, settings.length)
+    made = cut_vocabulary(teacher.net, teacher.tokenizer, texts.values(), settings.vocabulary, examples=sample)
+    record = read_json(kept) if known and kept is not None else made.record
+    if kept is not None and not known:
+        write_json(kept, record)
+    before, after = teacher.identity, from_causal(made.net, made.tokenizer)
+    # the same teacher, restricted: it keeps its name and origin, and says so
     identity = dataclasses.replace(
-        after,
+        after.identity,
         name=f"{before.name}, {len(made.tokenizer):,} ids",
         licence=before.licence,
         source=before.source,
         revision=before.revision,
         parts=(before,),
     )
-    return {"identity": identity}
+    return dataclasses.replace(after, identity=identity), record
 
 
 def _documents(table: Table, settings: Tokens) -> Iterable[tuple[str, Any]]:
