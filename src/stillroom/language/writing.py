@@ -21,7 +21,7 @@ class Written:
     """What was written after one prompt: its tokens, the end mark included, and how likely each was when drawn."""
 
     tokens: tuple[int, ...]
-    log_probs: tuple[float, ...]  # nats, of the distribution that was drawn from (temperature and top_p applied)
+    log_probs: tuple[float, ...]  # nats, of the distribution that was drawn from (all settings applied); NaN: unknown
     ended: bool  # by an end mark; False: cut at the number of tokens asked for
 
 

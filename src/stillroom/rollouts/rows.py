@@ -52,7 +52,8 @@ def rows_of(
     filler: int,
     lengths: Tensor | None,
 ) -> Batch:
-    """Prompts and what was written after them as packed rows [B, T]: only what was written is a label and counts.
+    """Prompts and what was written after them as packed rows [B, T]: only what was written is a label, and counts if
+    it is known how likely it was.
 
     ``extra``, beside ``documents`` and ``bytes`` (``lengths`` [V]: bytes of each id): ``written`` [B, T] bool, where
     the label was written by the student; ``behaviour`` [B, T], its log-probability when it was drawn (nats, 0
@@ -68,18 +69,18 @@ def rows_of(
         labels[row, first:last] = torch.tensor(text.tokens)
         behaviour[row, first:last] = torch.tensor(text.log_probs)
         documents[row, :last] = row
-    known = labels != UNLABELLED
+    known, scored = labels != UNLABELLED, ~behaviour.isnan()
     counted = known * (0 if lengths is None else lengths[labels.clamp(min=0)])
     extra = {
         "documents": documents,
         "bytes": counted,
         "written": known,
-        "behaviour": behaviour,
+        "behaviour": behaviour.nan_to_num(0.0),
         "truncated": torch.tensor([not text.ended for text in written]),
         "degenerate": torch.tensor([degenerate(text) for text in written]),
     }
     inputs = {"tokens": tokens, "positions": positions_of(documents)}
-    return Batch(tuple(ids), inputs, labels, known, extra=extra)
+    return Batch(tuple(ids), inputs, labels, known & scored, extra=extra)
 
 
 def degenerate(text: Written) -> bool:
