@@ -31,6 +31,7 @@ class Written:
     path: Path  # a file, or a folder that holds model.safetensors
     open: Callable[[Path], Run]  # a module-level function: artifact.json keeps its name
     notes: Mapping[str, Any] = field(default_factory=dict)  # plain JSON
+    beside: tuple[Path, ...] = ()  # further files of the same folder that ``open`` reads (a tokenizer)
 
 
 # (student in eval mode on the CPU, some input tensors, calibration input tensors, path without suffix, precision)
@@ -66,7 +67,7 @@ class Artifact:
 
     @property
     def bytes(self) -> int:
-        """The size of the file, or of the folder's files together."""
+        """The size of the file, or of the artefact's files together."""
         return int(self.verify["bytes"])
 
     @property
@@ -125,18 +126,21 @@ def load_artifact(folder: str | Path, base: Path | None = None) -> Artifact:
     )
 
 
-def describe_files(path: Path, name: str) -> dict[str, Any]:
-    """What verify.json says of the artefact written to ``path`` that is to be called ``name``: file, sha256, bytes.
+def describe_files(written: Written, name: str) -> dict[str, Any]:
+    """What verify.json says of what was written and is to be called ``name``: file, sha256, and the bytes of all.
 
-    Of a folder: its weights, every file's digest, and the bytes of all.
+    Of a folder ``file`` is its weights. Where there are several files, ``files`` has the digest of each.
     """
+    path = written.path
     if path.is_file():
-        return {"file": f"{name}{path.suffix}", "sha256": file_digest(path), "bytes": path.stat().st_size}
-    found = {f"{name}/{file.relative_to(path).as_posix()}": file for file in sorted(path.rglob("*")) if file.is_file()}
+        main, found = f"{name}{path.suffix}", {f"{name}{path.suffix}": path}
+    else:
+        inside = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        main, found = f"{name}/{WEIGHTS}", {f"{name}/{file.relative_to(path).as_posix()}": file for file in inside}
+    found |= {file.name: file for file in written.beside}
     digests = {key: file_digest(file) for key, file in found.items()}
-    weights = f"{name}/{WEIGHTS}"
     size = sum(file.stat().st_size for file in found.values())
-    return {"file": weights, "sha256": digests[weights], "bytes": size, "files": digests}
+    return {"file": main, "sha256": digests[main], "bytes": size, **({"files": digests} if len(found) > 1 else {})}
 
 
 def output_of(signal: Signal, answers: Answers) -> Tensor:

@@ -20,13 +20,15 @@ from torch import Tensor
 
 from stillroom.errors import UsageError, missing_extra, nearest
 from stillroom.exporting.artifact import Run, Tensors, Written
-from stillroom.exporting.shipped import Shipped
+from stillroom.exporting.shipped import NextToken, Shipped
+from stillroom.exporting.token_file import WithTokens, write_tokens
 from stillroom.files import write_bytes
 from stillroom.network import Answers, Columns
 from stillroom.students.networks import Student
 
 PRECISIONS = ("fp32", "int8")
 OPSET = 20
+LARGEST = 2**31  # bytes of a protobuf message
 # What becomes int8: the operators that hold weights, and pooling, which would otherwise leave int8 between two of them.
 # Normalisation, reductions and masks stay in float32: they are small, and a count rounded to 8 bits is wrong.
 QUANTISED = ["Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "MaxPool"]
@@ -39,12 +41,14 @@ def write(
 ) -> Written:
     """Write path.onnx with a free batch dimension, and a free second one for int64 inputs where the net allows it.
 
+    A language model takes tokens and positions [B, T] and gives logits [B, T, V]; its tokenizer lies beside it.
     The same student gives the same bytes on one set of library versions. Raises UsageError for an unknown precision
     and for a network that ONNX cannot take.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"onnx has no precision {precision!r}{nearest(precision, PRECISIONS)}")
     _library("onnx")
+    _check_size(student)
     names = input_names(student, len(tensors))
     tensors = tuple(_plain(tensor) for tensor in tensors)
     path = path.with_suffix(".onnx")
@@ -60,13 +64,29 @@ def write(
     ]
     libraries = ("torch", "onnx", "onnxscript", "onnxruntime")
     versions = {name: importlib.metadata.version(name) for name in libraries}
-    notes = {"opset": OPSET, "inputs": inputs, "output": student.answers, "quantisation": quantisation}
-    return Written(path, open_model, {**notes, "versions": versions})
+    notes: dict[str, Any] = {"opset": OPSET, "inputs": inputs, "output": student.answers, "quantisation": quantisation}
+    notes["versions"] = versions
+    if student.answers == "next_token" and student.tokenizer is not None:
+        return Written(path, open_language_model, notes, write_tokens(student.tokenizer, path.parent))
+    return Written(path, open_model, notes)
+
+
+def _check_size(student: Student) -> None:
+    size = sum(4 * parameter.numel() for parameter in student.net.parameters())
+    if size >= LARGEST:
+        raise UsageError(
+            f"the weights of {student.name!r} are {size / 1e9:.1f} GB, and an ONNX file holds less than 2.1. Use gguf."
+        )
 
 
 def open_model(path: Path, threads: int = 1) -> Run:
     """The file in ONNX Runtime on the CPU: the network's input tensors, in their order, to its output."""
     return _run_of(str(path), threads)
+
+
+def open_language_model(path: Path) -> WithTokens:
+    """A language model's file, and the tokenizer beside it."""
+    return WithTokens(open_model(path), path.parent)
 
 
 def input_names(student: Student, count: int) -> tuple[str, ...]:
@@ -80,7 +100,9 @@ def input_names(student: Student, count: int) -> tuple[str, ...]:
 
 def _trace(student: Student, tensors: Tensors, names: Sequence[str]) -> tuple[Any, list[list[Any]]]:
     """The ONNX model, and its inputs' shapes with 'batch' and 'length' where they are free."""
-    shipped = Shipped(student.copy().net, student.answers).float().eval()
+    net = student.copy().net
+    shipped = NextToken(net) if student.answers == "next_token" else Shipped(net, student.answers)
+    shipped = shipped.float().eval()
     long = [tensor.dtype == torch.int64 and tensor.dim() == 2 and tensor.shape[1] > 1 for tensor in tensors]
     both = tuple({0: "batch", 1: "length"} if is_long else {0: "batch"} for is_long in long)
     batch_only = tuple({0: "batch"} for _ in tensors)
@@ -208,13 +230,14 @@ def _quantised(prepared: Path, path: Path, method: str, names: Sequence[str], ba
 
 def _kept(reference: Run, candidate: Run, batches: list[Tensors], answers: Answers) -> float:
     """Top-1 agreement of logits, or 1 - relative root mean square error of values, on the calibration inputs."""
-    ours = [reference(batch) for batch in batches]
-    theirs = [candidate(batch) for batch in batches]
-    if answers == "logits":
-        same = [(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in zip(ours, theirs, strict=True)]
-        return float(torch.cat(same).double().mean())
-    error = sum(float((a - b).square().sum()) for a, b in zip(ours, theirs, strict=True))
-    return 1 - (error / max(sum(float(a.square().sum()) for a in ours), 1e-30)) ** 0.5
+    same, places, error, total = 0, 0, 0.0, 0.0
+    for batch in batches:
+        ours, theirs = reference(batch), candidate(batch)
+        same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+        places += ours[..., 0].numel()
+        error += float((ours - theirs).square().sum())
+        total += float(ours.square().sum())
+    return 1 - (error / max(total, 1e-30)) ** 0.5 if answers == "values" else same / max(places, 1)
 
 
 def _run_of(model: bytes | str, threads: int = 1) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from stillroom.exporting.artifact import output_of
@@ -51,3 +52,36 @@ class _Bag(nn.Module):
         counts = (ids != self.bag.padding_idx).unsqueeze(-1).to(found.dtype)
         total = (found * counts).sum(1)
         return total if self.bag.mode == "sum" else total / counts.sum(1).clamp(min=1)
+
+
+class NextToken(nn.Module):
+    """A causal language model with its attention mask made of the positions: tokens, positions [B, T] to logits.
+
+    The mask is explicit, [B, 1, T, T]: transformers' own finds packed documents by operations that targets do not know.
+    No keys and values are kept between calls, so each call reads its whole rows.
+    """
+
+    def __init__(self, net: Any):
+        super().__init__()
+        self.net = net
+        layers = getattr(net.config, "layer_types", None) or ("full_attention",)
+        self.kinds = tuple(dict.fromkeys(layers))
+        self.window = int(getattr(net.config, "sliding_window", None) or 0)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        tokens, positions = tensors
+        documents = (positions == 0).to(torch.int64).cumsum(1)
+        same = documents.unsqueeze(2) == documents.unsqueeze(1)  # [B, T (asks), T (is asked)]
+        back = positions.unsqueeze(2) - positions.unsqueeze(1)
+        seen = same & (back >= 0)
+        masks = {"full_attention": self._mask(seen)}
+        if "sliding_attention" in self.kinds:
+            masks["sliding_attention"] = self._mask(seen & (back < self.window))
+        # a network of one kind of layer takes the mask itself
+        mask = masks[self.kinds[0]] if len(self.kinds) == 1 else masks
+        return self.net(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
+
+    def _mask(self, seen: Tensor) -> Tensor:
+        """0 where a position may look, the least number elsewhere: float32 [B, 1, T, T]."""
+        none = torch.finfo(torch.float32).min
+        return torch.where(seen, 0.0, none).unsqueeze(1)

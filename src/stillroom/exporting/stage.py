@@ -37,6 +37,7 @@ TARGETS: dict[str, Exporter] = {"onnx": onnx.write, "gguf": gguf.write, "hugging
 PRECISIONS = {"onnx": onnx.PRECISIONS, "gguf": gguf.PRECISIONS, "huggingface": huggingface.PRECISIONS}
 CALIBRATION_ROWS = 256
 CALIBRATION_BATCH = 32
+CALIBRATION_TEXTS = 16
 TRACED_ROWS = 4
 
 
@@ -87,7 +88,7 @@ def export(
         "format": "stillroom-verify/1",
         "target": label,
         "precision": precision,
-        **describe_files(written.path, "failed" if problems else "model"),
+        **describe_files(written, "failed" if problems else "model"),
         **said,
         "passed": not problems,
         **written.notes,
@@ -165,9 +166,11 @@ def _on_cpu(student: Student) -> Student:
 def _inputs(student: Student, examples: Examples) -> Iterator[Tensors]:
     """The calibration inputs, in batches: evenly spread, so that sorted data shows all its classes."""
     count = len(examples)
-    rows = [index * count // min(count, CALIBRATION_ROWS) for index in range(min(count, CALIBRATION_ROWS))]
-    for start in range(0, len(rows), CALIBRATION_BATCH):
-        yield student.adapter(examples.batch(rows[start : start + CALIBRATION_BATCH], None).inputs)
+    # a row of a language model has an answer for each of its tokens, as large as its vocabulary
+    most, size = (CALIBRATION_TEXTS, 1) if student.answers == "next_token" else (CALIBRATION_ROWS, CALIBRATION_BATCH)
+    rows = [index * count // min(count, most) for index in range(min(count, most))]
+    for start in range(0, len(rows), size):
+        yield student.adapter(examples.batch(rows[start : start + size], None).inputs)
 
 
 def _two(tensor: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,11 @@ WORST = 5  # examples named when the artefact fails
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far the artefact may be from its student. None = not checked."""
+    """How far the artefact may be from its student. None = not checked.
+
+    Of a language model: ``difference`` in nats of the log-probabilities of the student's five likeliest next tokens,
+    ``error`` the mean KL(student || artefact) in nats, ``quality`` relative bits per byte.
+    """
 
     difference: float | None  # the largest difference, relative to max(1, the largest |answer| of the student)
     agreement: (
