@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import stillroom as sr
-from stillroom.data import pack
-from stillroom.data.pairs import pair
+from stillroom.data import pack, pair
 from stillroom.errors import DataError, PairError, SignalError, UsageError
 from stillroom.language import boundaries, byte_lengths
 from stillroom.language.vocabularies import map_between
@@ -154,6 +153,14 @@ def test_all_ids_and_the_kept_ones_agree(rows, answering, small_tokenizer):
     found = dense.values.log_softmax(-1).gather(-1, kept.ids)
     where = batch.inputs["teacher_index"] >= 0
     torch.testing.assert_close(found[where], kept.log_probs[where])
+
+
+def test_measures_against_the_teacher_see_the_aligned_positions_only(rows):
+    """A position within a span has no answer of the teacher: counted, a uniform one would pass for its opinion."""
+    batch = all_of(rows.aligned_only())
+    assert torch.equal(batch.mask, batch.inputs["teacher_index"] >= 0)
+    assert int(batch.mask.sum()) < int(all_of(rows).mask.sum())
+    assert torch.equal(batch.labels, all_of(rows).labels)
 
 
 def test_a_recording_of_the_teacher_answers_as_it_does(rows, teacher, answering, small_tokenizer, smollm2, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import stillroom as sr
-from stillroom.data.pairs import pair
+from stillroom.data import pair
 from stillroom.errors import DataError, SignalError
 from stillroom.objectives import masked_mean
 from stillroom.objectives_across import AlignedTargets, SpanLikelihood, UniversalLogits, aligned_positions

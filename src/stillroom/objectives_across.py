@@ -136,7 +136,7 @@ def _own_logits(teacher: Signal, who: str) -> Logits:
     if "teacher" not in teacher.parts:
         raise SignalError(
             f"{who} needs the teacher's own answer in parts['teacher'], but the teacher gives {list(teacher.given)}. "
-            "Use stillroom.teachers.across(teacher, student's tokenizer) on paired rows."
+            "Use stillroom.teachers.across.across(teacher, the student's tokenizer) on paired rows."
         )
     logits = teacher.parts["teacher"].need_logits(who)
     if isinstance(logits, Sparse) and logits.sampled:

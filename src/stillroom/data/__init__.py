@@ -3,6 +3,7 @@
 from stillroom.data.arrays import from_arrays, from_numpy
 from stillroom.data.images import from_image_folder
 from stillroom.data.packing import pack
+from stillroom.data.pairs import Paired, pair
 from stillroom.data.splits import check_leakage, keep_split, label_budget, leakage, split, unlabelled
 from stillroom.data.table import LazyColumn, Table
 from stillroom.data.tables import from_csv, from_jsonl, from_parquet, from_rows
@@ -16,6 +17,7 @@ __all__ = [
     "LazyColumn",
     "Noise",
     "Packed",
+    "Paired",
     "Shift",
     "Table",
     "WordDropout",
@@ -31,6 +33,7 @@ __all__ = [
     "label_budget",
     "leakage",
     "pack",
+    "pair",
     "split",
     "unlabelled",
 ]

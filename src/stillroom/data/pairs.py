@@ -48,6 +48,7 @@ class Paired:
     teacher_span: np.ndarray  # [N, U] int32
     teacher_index: np.ndarray  # [N, T] int32
     coverage: Coverage
+    only_aligned: bool = False  # see ``aligned_only``
 
     augmented = False
     classes = None
@@ -96,7 +97,17 @@ class Paired:
             "teacher_labels": theirs.labels,
             **{name: torch.from_numpy(array[rows].astype(np.int64)) for name, array in arrays.items()},
         }
-        return dataclasses.replace(ours, inputs={**ours.inputs, **beside})
+        paired = dataclasses.replace(ours, inputs={**ours.inputs, **beside})
+        if not self.only_aligned:
+            return paired
+        return dataclasses.replace(paired, mask=beside["teacher_index"] != NOWHERE)
+
+    def aligned_only(self) -> Paired:
+        """The same rows, of which only the aligned positions count: for measures against the teacher.
+
+        Elsewhere it has no answer, and a divergence or an agreement there would mean nothing.
+        """
+        return dataclasses.replace(self, only_aligned=True)
 
     def select(self, indices: Sequence[int]) -> Paired:
         """These rows only, in this order; the coverage stays that of all."""

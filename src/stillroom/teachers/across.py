@@ -91,7 +91,8 @@ class AcrossTokenizers:
         if isinstance(logits, Sparse) and (logits.sampled or self.keep is None):
             what = "are random draws" if logits.sampled else "are sparse, and keep=None asks for all ids"
             raise SignalError(f"the teacher's answers {what}. Record it with TopK, and give keep=64 or so.")
-        pieces = [self._chunk(logits, part) for part in _aligned(index, max(logits.vocabulary, mapped.size))]
+        spread = mapped.size if isinstance(logits, Sparse) else max(logits.vocabulary, mapped.size)
+        pieces = [self._chunk(logits, part) for part in _aligned(index, spread)]
         here = index >= 0
         device = pieces[0][-1].device if pieces else index.device
         if self.keep is None:
