@@ -13,21 +13,28 @@ import torch
 from rich.console import Console, Group
 
 from stillroom import measures
+from stillroom.data import Packed
+from stillroom.data.overlap import overlap
 from stillroom.digests import data_description
 from stillroom.errors import FolderError, PairError, UsageError, nearest
 from stillroom.files import read_json, write_json
 from stillroom.measures import Interval
 from stillroom.measures.asking import Asked, Seeds, ask_all
+from stillroom.measures.comparisons import comparisons_of
 from stillroom.measures.cost import THREADS, answering
 from stillroom.measures.disagreements import reliability_bins, where_they_differ
+from stillroom.measures.generations import side_by_side
+from stillroom.measures.language_cost import language_costs
 from stillroom.measures.scoreboard import scoreboard
-from stillroom.measures.wording import ABOUT, Cell, in_order
+from stillroom.measures.wording import Cell, columns_about
 from stillroom.types import Batch, Examples, Metric, Model, check_batch_of, identity_of
 
 FORMAT = "stillroom-report/1"
 FILE = "report.json"
 SINGLES = 32  # examples on which latency is measured; FLOPs are counted on the first of them
 COUNTED = 8
+EXAMPLES = 256  # of a batch
+TOKENS = 8192  # of a batch of texts: so many hidden states and their logits by chunks fit anywhere
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class Report:
     reliability: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     disagreements: Sequence[Mapping[str, Any]] = ()
     diagnosis: Sequence[str] = ()
+    generations: Sequence[Mapping[str, Any]] = ()  # of language models (measures.generations.side_by_side)
+    overlap: Mapping[str, Any] | None = None  # of test and training texts (data.overlap)
     seeds: Mapping[str, int] = field(default_factory=dict)
     teacher: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)  # what it was measured on (digests.data_description)
@@ -59,7 +68,14 @@ class Report:
     def scoreboard(self) -> Group:
         """The table and the findings, for a terminal of 120 columns (a rich renderable)."""
         return scoreboard(
-            self.rows, self.metrics, self.metric, self.comparisons, self.diagnosis, self.examples, self.seeds
+            self.rows,
+            self.metrics,
+            self.metric,
+            self.comparisons,
+            self.diagnosis,
+            self.examples,
+            self.seeds,
+            self.overlap,
         )
 
     def __str__(self) -> str:
@@ -77,7 +93,8 @@ def evaluate(
     folder: str | Path | None = None,
     *,
     metric: str | None = None,
-    batch_size: int = 256,
+    training: Examples | None = None,
+    batch_size: int | None = None,
     replicates: int = 1000,
     seed: int = 0,
     costs: bool = True,
@@ -89,26 +106,29 @@ def evaluate(
     A sequence of models is one row: its seeds, pooled. The row 'teacher' is ``models["teacher"]``, or the teacher.
     ``metrics``: Metric values or names of ``measures.METRICS``; by default what the labels and the teacher allow.
     ``metric``: the headline, by default the first. ``replicates`` and ``seed`` are the bootstrap's.
-    Only latencies differ from run to run. Networks are put in evaluation mode, and back.
+    ``training``: packed texts that the models learned from; what the examples share with them is counted and shown.
+    ``batch_size``: by default 256, and of texts as many rows as hold 8,192 tokens.
+    ``costs=False`` leaves out costs, and what language models write. Only speeds differ from run to run.
 
     Raises DataError (no examples, no labels, a label outside the classes), SignalError (a NaN, or an answer that a
-    metric needs and a model does not give) and UsageError (an unknown metric, a row without models).
+    metric needs is not given), UsageError (an unknown metric, a row without models), PairError (classes, tokenizers).
     """
     check_batch_of(examples)
-    rows = _rows_of(models, teacher)
-    _check_orders(rows, examples)
+    _check_pairs(rows := _rows_of(models, teacher), examples)
+    tokenizer = _tokenizer_of(rows, examples)
     with answering([teacher, *(model for seeds in rows.values() for model in seeds)]):
-        first = examples.batch([0], None)
-        chosen = _metrics_of(metrics, teacher, first)
+        chosen = _metrics_of(metrics, teacher, first := examples.batch([0], None))
         headline = _headline_of(metric, chosen)
+        batch_size = batch_size or _batch_size(first)
         asked = ask_all(rows, teacher, examples, chosen, batch_size, progress)
         cells = {name: _cells(name, seeds, teacher, chosen, asked, replicates, seed) for name, seeds in rows.items()}
-        if costs:
-            for name, seeds in rows.items():
-                cells[name].update(_costs(seeds[0], examples, seed))
-        disagreements = where_they_differ(rows, teacher, examples, asked)
-    comparisons = _comparisons(rows, asked, headline, replicates, seed)
-    about = _about(chosen, costs)
+        for name, seeds in rows.items() if costs else ():
+            cells[name].update(_costs(seeds[0], examples, seed))
+        disagreements = where_they_differ(rows, teacher, examples, asked, tokenizer)
+        generations = side_by_side(rows, examples, tokenizer) if costs and tokenizer is not None else []
+    compared = [headline, *(m for m in chosen if m.name == "kl" and isinstance(examples, Packed) and m != headline)]
+    comparisons = comparisons_of(rows, asked, compared, replicates, seed)
+    about = columns_about(chosen, cells)
     report = Report(
         metric=headline.name,
         examples=asked.labelled,
@@ -117,15 +137,9 @@ def evaluate(
         metrics=about,
         reliability=reliability_bins(rows, asked),
         disagreements=disagreements,
-        diagnosis=measures.diagnose(
-            cells,
-            comparisons,
-            about,
-            metric=headline.name,
-            examples=asked.labelled,
-            teacher_entropy=asked.teacher_entropy,
-            classes=asked.classes,
-        ),
+        diagnosis=_diagnosis(cells, comparisons, about, headline, asked),
+        generations=generations,
+        overlap=_overlap(training, examples, tokenizer, progress),
         seeds={name: len(seeds) for name, seeds in rows.items()},
         teacher={"name": identity_of(teacher).name, "entropy": asked.teacher_entropy, "classes": asked.classes},
         data=data_description(examples),
@@ -135,6 +149,11 @@ def evaluate(
     if report.folder is not None:
         write_json(report.folder / FILE, report.as_json())
     return report
+
+
+def _diagnosis(cells: Any, comparisons: Any, about: Any, headline: Metric, asked: Asked) -> list[str]:
+    known = {"teacher_entropy": asked.teacher_entropy, "classes": asked.classes, "examples": asked.labelled}
+    return measures.diagnose(cells, comparisons, about, metric=headline.name, **known)
 
 
 def load_report(folder: str | Path) -> Report:
@@ -149,10 +168,37 @@ def load_report(folder: str | Path) -> Report:
     return Report(**{name: content[name] for name in names if name in content}, folder=folder)
 
 
-def _check_orders(rows: Mapping[str, Seeds], examples: Examples) -> None:
+def _check_pairs(rows: Mapping[str, Seeds], examples: Examples) -> None:
+    theirs = getattr(examples, "tokenizer", None)
     for name, seeds in rows.items():
         for model in seeds:
-            check_classes(name, identity_of(model).classes, getattr(examples, "classes", None))
+            identity = identity_of(model)
+            check_classes(name, identity.classes, getattr(examples, "classes", None))
+            if theirs and identity.tokenizer and identity.tokenizer != theirs:
+                raise PairError(
+                    f"row {name!r} reads tokens of tokenizer {identity.tokenizer[:12]}, the examples are of "
+                    f"{theirs[:12]}: the same ids are other texts. Pack the texts with the model's own tokenizer, and "
+                    "compare models of several tokenizers by measures.bits_per_byte_of_texts."
+                )
+
+
+def _tokenizer_of(rows: Mapping[str, Seeds], examples: Examples) -> Any:
+    """The tokenizer that shows packed examples as texts: that of the first model that carries one; else None."""
+    if not isinstance(examples, Packed):
+        return None
+    carried = (getattr(model, "tokenizer", None) for seeds in rows.values() for model in seeds)
+    return next((found for found in carried if found is not None), None)
+
+
+def _batch_size(first: Batch) -> int:
+    tokens = first.inputs.get("tokens") if "bytes" in first.extra else None
+    return EXAMPLES if tokens is None else max(1, min(EXAMPLES, TOKENS // len(tokens[0])))
+
+
+def _overlap(training: Examples | None, examples: Examples, tokenizer: Any, progress: bool) -> dict[str, Any] | None:
+    if not isinstance(training, Packed) or not isinstance(examples, Packed):
+        return None
+    return overlap(training, examples, tokenizer=tokenizer, progress=progress).as_json()
 
 
 def check_classes(whose: str, ours: Sequence[str] | None, theirs: Sequence[str] | None) -> None:
@@ -210,51 +256,14 @@ def _cells(
 
 
 def _costs(model: Model, examples: Examples, seed: int) -> dict[str, Cell]:
-    count = len(examples)
-    picked = torch.linspace(0, count - 1, min(count, SINGLES)).long().unique().tolist()
-    singles = [examples.batch([index], None) for index in picked]
-    exact = {
-        "parameters": measures.parameter_count(model),
-        "bytes": measures.weight_bytes(model),
-        "flops": measures.flops_per_example(model, singles[:COUNTED]),
-    }
-    cells: dict[str, Cell] = {k: None if v is None else Interval.exact(v).as_json() for k, v in exact.items()}
-    measured = measures.latency(model, singles, seed=seed)
-    cells["latency"] = None if measured is None else measured.as_json()
-    return cells
-
-
-def _comparisons(
-    rows: Mapping[str, Seeds], asked: Asked, metric: Metric, replicates: int, seed: int
-) -> list[dict[str, Any]]:
-    """The student against every other row but the teacher; positive when the student is better."""
-    ours = asked.statistics.get("student", {}).get(metric.name)
-    found = []
-    for other in in_order(rows):
-        theirs = asked.statistics[other].get(metric.name)
-        if other in ("student", "teacher") or ours is None or theirs is None:
-            continue
-        gap = measures.paired_bootstrap(ours, theirs, metric.finish, replicates, seed)
-        if gap is None:
-            continue
-        low, value, high = gap.low, gap.value, gap.high
-        if metric.higher_is_better is False:
-            low, value, high = 0.0 - high, 0.0 - value, 0.0 - low
-        seeds = min(len(rows["student"]), len(rows[other]))
-        pair = {"better": "student", "worse": other, "metric": metric.name, "seeds": seeds}
-        found.append({**pair, "difference": value, "low": low, "high": high})
-    return found
-
-
-def _about(chosen: Sequence[Metric], costs: bool) -> dict[str, dict[str, Any]]:
-    """What each column is; the text of a user's own metric is the first line of its statistics' docstring."""
-    about = {}
-    for m in chosen:
-        own = (getattr(m.statistics, "__doc__", None) or "").strip().splitlines()
-        text = ABOUT.get(m.name) or (own[0] if own else "")
-        about[m.name] = {"higher_is_better": m.higher_is_better, "unit": m.unit, "about": text}
-    if costs:
-        units = {"parameters": "", "bytes": "bytes", "flops": "operations", "latency": "seconds"}
-        for name, unit in units.items():
-            about[name] = {"higher_is_better": False, "unit": unit, "about": ABOUT[name]}
-    return about
+    found: dict[str, Any] = {"parameters": measures.parameter_count(model), "bytes": measures.weight_bytes(model)}
+    if isinstance(examples, Packed):
+        found |= language_costs(model, examples, seed)
+    else:
+        count = len(examples)
+        picked = torch.linspace(0, count - 1, min(count, SINGLES)).long().unique().tolist()
+        singles = [examples.batch([index], None) for index in picked]
+        found["flops"] = measures.flops_per_example(model, singles[:COUNTED])
+        found["latency"] = measures.latency(model, singles, seed=seed)
+    intervals = {name: Interval.exact(v) if isinstance(v, int) else v for name, v in found.items()}
+    return {name: None if cell is None else cell.as_json() for name, cell in intervals.items()}

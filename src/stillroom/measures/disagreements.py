@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from stillroom.measures.asking import Asked, Seeds, gives_probabilities
 from stillroom.measures.classification import BINS
 from stillroom.measures.reading import top_of
-from stillroom.measures.showing import shown_inputs
+from stillroom.measures.showing import furthest_tokens, shown_inputs, token_text
 from stillroom.types import UNLABELLED, Batch, Examples, Model, Signal, identity_of
 
 WORST = 20
@@ -39,9 +39,17 @@ def reliability_bins(rows: Mapping[str, Seeds], asked: Asked) -> dict[str, list[
 
 
 def where_they_differ(
-    rows: Mapping[str, Seeds], teacher: Model, examples: Examples, asked: Asked, worst: int = WORST
+    rows: Mapping[str, Seeds],
+    teacher: Model,
+    examples: Examples,
+    asked: Asked,
+    tokenizer: Any = None,
+    worst: int = WORST,
 ) -> list[dict[str, Any]]:
-    """The examples on which the student (its first seed) is furthest from the teacher, furthest first."""
+    """The examples on which the student (its first seed) is furthest from the teacher, furthest first.
+
+    Of a text (``tokenizer``), the token at which they are furthest: what comes before it, and what each says next.
+    """
     row = "student" if "student" in rows else next((name for name in rows if name != "teacher"), None)
     divergence = None if row is None else _divergence(asked.statistics[row])
     if row is None or divergence is None:
@@ -51,14 +59,18 @@ def where_they_differ(
     if not chosen:
         return []
     batch = examples.batch(chosen, None)
-    classes = _class_names(rows, teacher, examples)
-    answers = {name: _answers(seeds[0], batch, classes) for name, seeds in rows.items()}
-    labels = _labels(batch, classes)
+    said = {name: seeds[0](batch) for name, seeds in rows.items()}
+    name_of = _names(rows, teacher, examples, tokenizer)
+    inputs = [shown_inputs(batch, place) for place in range(len(batch))]
+    if tokenizer is not None:
+        batch, said, inputs = furthest_tokens(batch, said, said[row], teacher(batch), tokenizer)
+    answers = {name: _answers(seeds[0], said[name], len(batch), name_of) for name, seeds in rows.items()}
+    labels = _labels(batch, name_of)
     finite = divergence.isfinite()
     return [
         {
             "id": batch.ids[place],
-            "input": shown_inputs(batch, place),
+            "input": inputs[place],
             "label": labels[place],
             "answers": {name: said[place][0] for name, said in answers.items()},
             "confidences": {name: said[place][1] for name, said in answers.items()},
@@ -77,30 +89,29 @@ def _divergence(statistics: Mapping[str, list[Tensor]]) -> Tensor | None:
     return None
 
 
-def _class_names(rows: Mapping[str, Seeds], teacher: Model, examples: Examples) -> tuple[str, ...] | None:
+def _names(rows: Mapping[str, Seeds], teacher: Model, examples: Examples, tokenizer: Any) -> Callable[[int], str]:
+    """How an id is shown: a class by its name, a token as text."""
+    if tokenizer is not None:
+        return lambda index: token_text(tokenizer, index)
     student = rows.get("student", (teacher,))[0]
-    for classes in (identity_of(teacher).classes, getattr(examples, "classes", None), identity_of(student).classes):
-        if classes:
-            return tuple(str(name) for name in classes)
-    return None
+    known = (identity_of(teacher).classes, getattr(examples, "classes", None), identity_of(student).classes)
+    classes = next((tuple(str(name) for name in found) for found in known if found), ())
+    return lambda index: classes[index] if 0 <= index < len(classes) else str(index)
 
 
-def _named(index: int, classes: tuple[str, ...] | None) -> str:
-    return classes[index] if classes and 0 <= index < len(classes) else str(index)
-
-
-def _answers(model: Model, batch: Batch, classes: tuple[str, ...] | None) -> list[tuple[str | None, float | None]]:
+def _answers(
+    model: Model, signal: Signal, count: int, name_of: Callable[[int], str]
+) -> list[tuple[str | None, float | None]]:
     """What the model says of each example, in words, and its confidence; None for an answer at many positions."""
-    signal: Signal = model(batch)
     if signal.logits is not None and len(signal.logits.shape) == 1:
         top, confidence = (tensor.cpu().tolist() for tensor in top_of(signal.logits))
         sure = gives_probabilities(model)
-        return [(_named(t, classes), round(c, 4) if sure else None) for t, c in zip(top, confidence, strict=True)]
+        return [(name_of(t), round(c, 4) if sure else None) for t, c in zip(top, confidence, strict=True)]
     if signal.values is not None:
         return [(_numbers(value), None) for value in signal.values.cpu()]
     if signal.text is not None:
         return [(text, None) for text in signal.text]
-    return [(None, None)] * len(batch)
+    return [(None, None)] * count
 
 
 def _numbers(value: Tensor) -> str:
@@ -109,7 +120,7 @@ def _numbers(value: Tensor) -> str:
     return f"{shown}, …" if len(flat) > 4 else shown
 
 
-def _labels(batch: Batch, classes: tuple[str, ...] | None) -> list[str | None]:
+def _labels(batch: Batch, name_of: Callable[[int], str]) -> list[str | None]:
     labels = batch.labels
     if labels is None:
         return [None] * len(batch)
@@ -117,4 +128,4 @@ def _labels(batch: Batch, classes: tuple[str, ...] | None) -> list[str | None]:
         return [None if value.isnan().all() else _numbers(value) for value in labels.cpu()]
     if labels.ndim > 1:
         return [None] * len(batch)
-    return [None if index == UNLABELLED else _named(index, classes) for index in labels.tolist()]
+    return [None if index == UNLABELLED else name_of(index) for index in labels.tolist()]

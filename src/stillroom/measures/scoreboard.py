@@ -22,6 +22,7 @@ from stillroom.measures.wording import (
     headline,
     in_order,
     number,
+    overlapping,
     spread,
     title_of,
     verdict,
@@ -29,6 +30,7 @@ from stillroom.measures.wording import (
 
 QUALITIES = 4  # columns of quality beside the costs, that 120 characters have room for
 NARROW = 11  # characters of a heading: no wider than an interval
+_ASIDE = ("memory", "prefill")  # costs that are in the report and on the page only
 _FIRST = ("agreement", "kl", "calibration_error", "teacher_distance")  # after the headline
 _COLOURS = {"better": "green", "worse": "red", "unclear": "yellow"}
 _MARKS = {"better": "✓", "worse": "✗", "unclear": "~"}
@@ -38,7 +40,7 @@ def columns_shown(metrics: Mapping[str, Mapping[str, Any]], metric: str) -> list
     """The headline, then fidelity and calibration, then what else there is room for; then the costs."""
     own = [name for name in columns_in_order(metrics, metric) if name not in COSTS]
     order = dict.fromkeys([metric, *(name for name in _FIRST if name in own), *own])
-    return [*list(order)[:QUALITIES], *(name for name in COSTS if name in metrics)]
+    return [*list(order)[:QUALITIES], *(name for name in COSTS if name in metrics and name not in _ASIDE)]
 
 
 def scoreboard(
@@ -49,8 +51,9 @@ def scoreboard(
     diagnosis: Sequence[str],
     examples: int,
     seeds: Mapping[str, int],
+    overlap: Mapping[str, Any] | None = None,
 ) -> Group:
-    """Headline, table, one line for each comparison, and the diagnosis."""
+    """Headline, table, one line for each comparison, what test and training texts share, and the diagnosis."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
     table.add_column("", no_wrap=True)
     columns = columns_shown(metrics, metric)
@@ -71,10 +74,13 @@ def scoreboard(
     for comparison in comparisons:
         said = verdict(comparison)
         lines.append(Text.from_markup(f"[{_COLOURS[said]}]{_MARKS[said]}[/] {escape(compared(comparison))}"))
+    if overlap is not None:
+        lines.append(Text(overlapping(overlap), style="yellow" if overlap["found"] else "dim"))
     if diagnosis:
         lines.append(Padding(Text("What may be the reason", style="bold"), (1, 0, 0, 0)))
         lines.extend(Padding(Text(f"· {sentence}"), (0, 0, 0, 2)) for sentence in diagnosis)
-    note = f"{examples:,} examples; 95 % intervals by bootstrap; latency at batch 1 on one thread."
+    timed = "speed" if "generation" in metrics else "latency"
+    note = f"{examples:,} examples; 95 % intervals by bootstrap; {timed} at batch 1 on one thread."
     lines.append(Padding(Text(note, style="dim"), (1, 0, 0, 0)))
     return Group(*lines)
 

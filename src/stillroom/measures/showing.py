@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stillroom.types import Batch, Column
+from stillroom.divergences import total_variation
+from stillroom.measures.classification import compared
+from stillroom.measures.reading import read
+from stillroom.types import Batch, Column, Signal, Sparse
 
 TEXT = 300  # characters
 NUMBERS = 8
@@ -21,6 +26,41 @@ SMALLEST = 4  # pixels a side, below which a tensor is shown as numbers
 def shown_inputs(batch: Batch, row: int) -> dict[str, Any]:
     """{column: text, {"image": data URI}, or a list of numbers} of one example."""
     return {name: _shown(batch.inputs[name], row) for name in list(batch.inputs)[:COLUMNS]}
+
+
+def furthest_tokens(
+    batch: Batch, said: Mapping[str, Signal], student: Signal, teacher: Signal, tokenizer: Any
+) -> tuple[Batch, dict[str, Signal], list[dict[str, Any]]]:
+    """Each text at the one token where the student is furthest from the teacher.
+
+    The labels there [B], what each row says there, and the text before it, the shown part of it.
+    """
+    ours, theirs, counted = compared(student, teacher, batch, "a comparison of texts")
+    gap = torch.full(ours.shape, -1.0, device=counted.device)
+    if isinstance(ours, Sparse) or (isinstance(theirs, Sparse) and theirs.sampled):  # all that is known of these
+        gap[counted] = (read(ours, batch).top != read(theirs, batch).top).float()
+    else:
+        gap[counted] = total_variation(ours[counted], theirs[counted]).float()
+    places, rows = gap.argmax(-1).cpu(), torch.arange(len(batch))
+    labels = None if batch.labels is None else batch.labels[rows, places]
+    there = {
+        name: Signal(logits=None if signal.logits is None else signal.logits[rows, places])
+        for name, signal in said.items()
+    }
+    return Batch(batch.ids, {}, labels), there, [_before(batch, r, int(places[r]), tokenizer) for r in range(len(rows))]
+
+
+def _before(batch: Batch, row: int, place: int, tokenizer: Any) -> dict[str, str]:
+    """The text of the same document up to and with this place, its end."""
+    documents, tokens = batch.extra["documents"][row], batch.inputs["tokens"][row]
+    same = documents[: place + 1] == documents[place]
+    text = tokenizer.decode(tokens[: place + 1][same].tolist(), skip_special_tokens=True)  # type: ignore[union-attr]
+    return {"text": text if len(text) <= TEXT else "…" + text[1 - TEXT :]}
+
+
+def token_text(tokenizer: Any, index: int) -> str:
+    """One token as text, in quotes: spaces and line ends can be seen."""
+    return json.dumps(tokenizer.decode([index]), ensure_ascii=False)
 
 
 def _shown(column: Column, row: int) -> Any:

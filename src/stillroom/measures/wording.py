@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from stillroom.types import Metric
 
 Cell = Mapping[str, float] | None  # {"value", "low", "high"}, or None where a number does not apply
 Rows = Mapping[str, Mapping[str, Cell]]
@@ -176,6 +178,21 @@ def in_order(rows: Mapping[str, Any]) -> dict[str, Any]:
     first = [row for row in ("teacher", "student", "alone") if row in rows]
     last = [row for row in ("untrained",) if row in rows]
     return {row: rows[row] for row in (*first, *(r for r in rows if r not in (*first, *last)), *last)}
+
+
+def columns_about(chosen: Sequence[Metric], cells: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str, Any]]:
+    """What each column is; the text of a user's own metric is the first line of its statistics' docstring."""
+    about = {}
+    for m in chosen:
+        own = (getattr(m.statistics, "__doc__", None) or "").strip().splitlines()
+        text = ABOUT.get(m.name) or (own[0] if own else "")
+        about[m.name] = {"higher_is_better": m.higher_is_better, "unit": m.unit, "about": text}
+    units = {"bytes": "bytes", "memory": "bytes", "flops": "operations", "flops_per_token": "operations"}
+    units |= {"latency": "seconds", **dict.fromkeys(RATES, "tokens per second")}
+    for name in COSTS:
+        if name not in about and any(name in row for row in cells.values()):
+            about[name] = {"higher_is_better": name in RATES, "unit": units.get(name, ""), "about": ABOUT[name]}
+    return about
 
 
 def columns_in_order(metrics: Mapping[str, Any], metric: str) -> list[str]:
