@@ -1,11 +1,15 @@
 """On-policy batches: what the student writes, how it is laid out and counted; a resumed training is the same."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import rollouts_script
 import stillroom as sr
+from fit_ranks import COPIED, SHARDED, on_two_ranks
 from stillroom.data import pack
 from stillroom.divergences import reverse_kl
 from stillroom.errors import DataError, PairError, UsageError
@@ -204,6 +208,20 @@ def test_writing_is_without_dropout_and_leaves_the_student_training(student, tea
     assert student.net.training
     assert torch.equal(first.labels, again.labels)
     assert torch.equal(first.extra["behaviour"], again.extra["behaviour"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [COPIED, SHARDED], ids=["ddp", "fsdp"])
+def test_two_ranks_write_and_learn_as_one(tmp_path, kind):
+    """Texts, weights and counts: the ranks only share them out."""
+    found = on_two_ranks(Path(__file__).parent / "rollouts_script.py", tmp_path, "all", kind)
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert sorted(found.stdout.split()) == ["rank0/2", "rank1/2"]
+    one = rollouts_script.train(tmp_path / "one").net.state_dict()
+    two = load_file(tmp_path / "student" / "model.safetensors")
+    assert max(float((one[key] - two[key]).abs().max()) for key in two) < 1e-5
+    said = [json.loads((tmp_path / name / "student.json").read_text())["written"] for name in ("one", "student")]
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize(("share", "wanted"), [(0.0, 0.0), (1.0, 1.0), (0.25, 0.25), ((0.0, 1.0), 0.5)])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from stillroom.errors import UsageError, missing_extra
 from stillroom.language.answers import unwrapped
@@ -57,7 +58,12 @@ def write(
         max_new_tokens=draws.shape[1], do_sample=False, use_cache=True, eos_token_id=list(ends), pad_token_id=ends[0]
     )
     try:
-        found = inner.generate(tokens.to(device), attention_mask=mask.to(device), logits_processor=draw.as_list())
+        found = inner.generate(
+            tokens.to(device),
+            attention_mask=mask.to(device),
+            logits_processor=draw.as_list(),
+            synced_gpus=isinstance(inner, FSDPModule),  # ranks that hold the weights in parts go on until all ended
+        )
     finally:
         inner.generation_config = own
     ids, log_probs = found[:, tokens.shape[1] :].tolist(), torch.stack(draw.log_probs, 1).tolist()
