@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import stillroom as sr
 from stillroom.data import pack
@@ -14,6 +15,8 @@ from stillroom.errors import FolderError, MissingExtraError, ParityError, UsageE
 from stillroom.exporting import PRECISIONS, gguf, gguf_tokens, load_artifact
 from stillroom.exporting.llamacpp import LlamaCpp
 from stillroom.exporting.shipped import NextToken
+from stillroom.language import write_folder
+from stillroom.run import open_run
 from stillroom.students import causal
 from stillroom.students.networks import Student
 
@@ -23,7 +26,14 @@ TEXTS = [
     *SENTENCES,
     "it is",
 ] * 2
-EACH = [("huggingface", "fp32"), ("gguf", "f32"), ("gguf", "q8_0"), ("onnx", "fp32"), ("onnx", "int8")]
+EACH = [
+    ("huggingface", "fp32"),
+    ("huggingface", "bf16"),
+    ("gguf", "f32"),
+    ("gguf", "q8_0"),
+    ("onnx", "fp32"),
+    ("onnx", "int8"),
+]
 
 
 def sharp(student, texts, tokenizer, steps=120):
@@ -383,9 +393,55 @@ def test_what_is_no_gguf_is_said(tmp_path):
         LlamaCpp(path)
 
 
-def test_recipes_reach_every_target():
-    """A recipe's target and precision are looked up before anything is asked."""
-    assert set(PRECISIONS) == {"onnx", "gguf", "huggingface"}
+@pytest.mark.parametrize("wanted", [{"target": "gguf"}, {"target": "huggingface", "precision": "q8_0"}])
+def test_a_recipe_names_a_precision_of_its_target(wanted, recipe):
+    with pytest.raises(UsageError, match=f"{wanted['target']} has no precision"):
+        open_run(recipe(export=[wanted]), progress=False)
+
+
+def test_a_recipe_ships_gguf_and_the_folder(recipe):
+    """From the command's own path to a sealed run: the passport names what was shipped."""
+    run = open_run(recipe(export=[{"target": "gguf", "precision": "q8_0"}, {"target": "huggingface"}]), progress=False)
+    run.record()
+    run.fit()
+    assert [made.target for made in run.export()] == ["gguf", "huggingface"]
+    run.seal()
+    assert sr.provenance.verify(run.folder) == []
+    passport = json.loads((run.folder / "passport.json").read_text())
+    shipped = {entry["path"] for entry in passport["exports"]}
+    assert shipped == {"exports/gguf-q8_0/model.gguf", "exports/huggingface-fp32/model/model.safetensors"}
+
+
+@pytest.fixture
+def recipe(small_tokenizer, tmp_path, monkeypatch):
+    """A small run of texts, with a teacher in a folder."""
+    monkeypatch.chdir(tmp_path)
+    teacher = causal.fresh(small_tokenizer, hidden=32, layers=1, heads=2, seed=3)
+    write_folder(teacher.net, small_tokenizer, tmp_path / "teacher")
+    texts = [json.dumps({"id": str(n), "text": f"the cat number {n} sat on the mat"}) for n in range(20)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(texts))
+
+    def write(**changes):
+        content = {
+            "name": "tiny",
+            "seeds": [0],
+            "data": {
+                "source": {"use": "jsonl", "path": "texts.jsonl", "text": "text"},
+                "split": {"train": 0.7, "test": 0.3},
+            },
+            "tokens": {"length": 32},
+            "teacher": {"use": "causal_lm", "model": "teacher"},
+            "student": {"use": "fresh", "hidden": 32, "layers": 1, "heads": 2},
+            "record": {"keep": [{"use": "top_k", "k": 16}]},
+            "alone": None,
+            "fit": {"epochs": 1, "batch_size": 8},
+            **changes,
+        }
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
 
 
 @pytest.mark.slow
