@@ -1,4 +1,4 @@
-"""Students made from their teacher: fewer layers and a smaller vocabulary, each chosen by what is measured on a sample.
+"""Students made from their teacher: fewer layers, narrower ones, fewer ids, chosen by what is measured on a sample.
 
 Every result is an ordinary network of transformers, and its folder opens with transformers alone.
 """
@@ -18,6 +18,7 @@ from stillroom.network import device_of
 from stillroom.progress import console
 from stillroom.students.causal import from_causal
 from stillroom.students.networks import Student
+from stillroom.students.pruning.activations import WidthScores, importance_of_width
 from stillroom.students.pruning.depth import cut_depth
 from stillroom.students.pruning.importance import LayerScores, importance_of_layers
 from stillroom.students.pruning.rebuilding import Choice, batches_of
@@ -29,15 +30,19 @@ from stillroom.students.pruning.vocabulary import (
     cut_vocabulary,
     with_ids,
 )
+from stillroom.students.pruning.width import cut_width
 from stillroom.types import Examples
 
 __all__ = [
     "Choice",
     "LayerScores",
     "VocabularyCut",
+    "WidthScores",
     "cut_depth",
     "cut_vocabulary",
+    "cut_width",
     "importance_of_layers",
+    "importance_of_width",
     "original_ids",
     "pruned",
 ]
@@ -49,6 +54,9 @@ def pruned(
     examples: Examples,
     *,
     layers: int | Sequence[int] | None = None,
+    hidden: int | None = None,
+    ffn: int | None = None,
+    heads: int | None = None,
     vocabulary: int | None = None,
     rounds: int = 1,
     rows: int | None = 8,
@@ -56,7 +64,10 @@ def pruned(
     name: str = "student",
     progress: bool = False,
 ) -> Student:
-    """A student cut from its teacher: so many (or these) layers, at most so many ids; None leaves as it is.
+    """A student cut from its teacher; None leaves as it is.
+
+    ``layers``: how many, or which ones. ``hidden`` channels, ``ffn`` neurons and query ``heads`` per layer.
+    ``vocabulary``: at most so many ids.
 
     ``examples``: packed tokens of the teacher's tokenizer, from the domain. Ids are counted on all of them; all else is
     measured on ``rows`` of them, over the kept ids only. ``rounds``: see ``cut_depth``. The choices are kept in
@@ -78,10 +89,13 @@ def pruned(
         measure = functools.partial(importance_of_layers, ids=ids, progress=progress, **sample)
         net, choice = cut_depth(net, layers, measure, rounds=rounds)
         choices.append(choice)
+    if (hidden, ffn, heads) != (None, None, None):  # after the layers, on what is left of them
+        net, narrower = cut_width(net, importance_of_width(net, **sample), hidden=hidden, ffn=ffn, heads=heads)
+        choices += narrower
     if ids is not None:
         net, tokenizer = with_ids(net, choices[0].kept), cut_tokenizer(tokenizer, choices[0].kept)
     if not choices:
-        raise UsageError("nothing to prune was named. Give layers or vocabulary.")
+        raise UsageError("nothing to prune was named. Give layers, hidden, ffn, heads or vocabulary.")
     if progress:
         for choice in choices:
             console.print(str(choice), highlight=False)

@@ -71,9 +71,9 @@ def layers_of(net: Any) -> nn.ModuleList:
     decoder = net.get_decoder() if hasattr(net, "get_decoder") else None
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not isinstance(getattr(decoder, "norm", None), nn.Module):
-        raise _unsupported(net, "its decoder has no list 'layers' and final 'norm'")
+        raise unsupported(net, "its decoder has no list 'layers' and final 'norm'")
     if getattr(net.config, "num_hidden_layers", None) != len(layers):
-        raise _unsupported(net, "its configuration does not say num_hidden_layers at its top")
+        raise unsupported(net, "its configuration does not say num_hidden_layers at its top")
     return layers
 
 
@@ -82,17 +82,28 @@ def rebuilt(net: Any, changes: Mapping[str, Any], state: Mapping[str, Tensor]) -
     config = copy.deepcopy(net.config)
     for name, value in changes.items():
         setattr(config, name, value)
+    _check_sizes(net, config)
     with torch.random.fork_rng(devices=[]):
         made = type(net)(config)
     try:
         # assigned, not copied: parameters keep their own precision, and buffers that are computed keep theirs
         made.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()}, assign=True)
     except RuntimeError as error:
-        raise _unsupported(net, str(error).splitlines()[-1].strip()) from None
+        raise unsupported(net, str(error).splitlines()[-1].strip()) from None
     made.tie_weights()
     made.to(next(net.parameters()).device)
     made.generation_config = copy.deepcopy(net.generation_config)
     return made.eval().requires_grad_(True)
+
+
+def _check_sizes(net: Any, config: Any) -> None:
+    """Refuse now what transformers would refuse when the folder is written."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        getattr(config, "validate", lambda: None)()  # not in every version
+    except StrictDataclassError as error:
+        raise UsageError(f"{type(net).__name__} does not exist in these sizes: {str(error).splitlines()[-1]}") from None
 
 
 @torch.no_grad()
@@ -108,7 +119,7 @@ def same_answers(one: Any, its_tokens: Tensor, other: Any, other_tokens: Tensor)
     found = next_token(other, other_tokens[None], positions).hidden.float()
     # low precisions add up in another order; a wrong cut is wrong by as much as the values themselves
     if not (found - expected).norm() <= 0.02 * expected.norm():
-        raise _unsupported(one, "the cut network answers otherwise than the original without the removed parts")
+        raise unsupported(one, "the cut network answers otherwise than the original without the removed parts")
 
 
 def rows_of(examples: Examples, rows: int | None) -> list[int]:
@@ -134,7 +145,8 @@ def tokens_of(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tenso
     return tokens, positions, mask
 
 
-def _unsupported(net: Any, reason: str) -> UsageError:
+def unsupported(net: Any, reason: str) -> UsageError:
+    """The error for a network of another build, with what is in the way."""
     return UsageError(
         f"{type(net).__name__} cannot be cut: {reason}. Causal language models of transformers whose decoder is a list "
         "of equal layers can (Llama, Mistral, Qwen, Gemma 3, SmolLM); for others, use students.causal.fresh."
