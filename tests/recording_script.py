@@ -8,7 +8,7 @@ from torch import nn
 
 from recording_fakes import Rows, flipped
 from stillroom.network import Columns, answer
-from stillroom.recording import Features, TopK, record
+from stillroom.recording import Features, Likely, TopK, record
 
 
 class Teacher:
@@ -23,14 +23,19 @@ class Teacher:
         return answer(self.net, batch, Columns(), features=("3",))
 
 
-def main(folder: str) -> None:
+KEEPS = {
+    "fixed": (TopK(8), Features(("3",), "bfloat16")),
+    "ragged": (Likely(0.02, at_most=20, coded=True), Features(("3",), "bfloat16")),
+}
+
+
+def main(folder: str, keep: str = "fixed") -> None:
     torch.set_num_threads(1)
     (Path(folder).parent / "started").write_text("")
     examples = Rows.make(1500, width=64, augment=flipped)
-    keep = (TopK(8), Features(("3",), "bfloat16"))
-    record(Teacher(1024), examples, folder, keep, views=2, batch_size=20, shard_rows=100, progress=False)
+    record(Teacher(1024), examples, folder, KEEPS[keep], views=2, batch_size=20, shard_rows=100, progress=False)
     (Path(folder).parent / "done").write_text("")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -23,11 +23,11 @@ SCRIPT = Path(__file__).parent / "recording_script.py"
 class Recorder:
     """A process that records into a folder of ``place``, from the moment when its imports are done."""
 
-    def __init__(self, place):
+    def __init__(self, place, keep="fixed"):
         self.folder = place / "recording"
         self.done = place / "done"
         place.mkdir()
-        self.process = subprocess.Popen([sys.executable, str(SCRIPT), str(self.folder)])
+        self.process = subprocess.Popen([sys.executable, str(SCRIPT), str(self.folder), keep])
         self.until(lambda: (place / "started").exists())
 
     def until(self, reached):
@@ -42,18 +42,18 @@ class Recorder:
         self.process.wait()
 
 
-def kill_and_resume(tmp_path, kills):
+def kill_and_resume(tmp_path, kills, keep):
     """Kill ``kills`` recordings, every other one at a drawn share of an uninterrupted one's time and the rest a few
     milliseconds after a drawn number of shards; each then resumes to the end.
     """
-    whole = Recorder(tmp_path / "whole")
+    whole = Recorder(tmp_path / "whole", keep)
     began = time.monotonic()
     assert whole.process.wait() == 0
     seconds, shards = time.monotonic() - began, whole.shards()
     draw = random.Random(20)
     found = {"before the first shard": 0, "among the shards": 0, "after the last": 0, "complete": 0}
     for number in range(kills):
-        recorder = Recorder(tmp_path / str(number))
+        recorder = Recorder(tmp_path / str(number), keep)
         if number % 2:
             time.sleep(draw.uniform(0.0, 1.0) * seconds)
         else:
@@ -64,19 +64,21 @@ def kill_and_resume(tmp_path, kills):
         there = recorder.shards()
         place = "among the shards" if 0 < there < shards else "after the last" if there else "before the first shard"
         found["complete" if recorder.done.exists() else place] += 1
-        record_all(str(recorder.folder))
+        record_all(str(recorder.folder), keep)
         assert digest_files(recorder.folder) == digest_files(whole.folder)
     print(f"{kills} kills, {shards} shards in {seconds:.1f} s: {found}")
     assert found["among the shards"] > 0
 
 
-def test_sigkill_at_four_moments_leaves_the_same_bytes(tmp_path):
-    kill_and_resume(tmp_path, 4)
+@pytest.mark.parametrize("keep", ["fixed", "ragged"])
+def test_sigkill_at_four_moments_leaves_the_same_bytes(tmp_path, keep):
+    kill_and_resume(tmp_path, 4, keep)
 
 
 @pytest.mark.slow
-def test_sigkill_at_twenty_moments_leaves_the_same_bytes(tmp_path):
-    kill_and_resume(tmp_path, 20)
+@pytest.mark.parametrize("keep", ["fixed", "ragged"])
+def test_sigkill_at_twenty_moments_leaves_the_same_bytes(tmp_path, keep):
+    kill_and_resume(tmp_path, 20, keep)
 
 
 class Interrupted(Exception):

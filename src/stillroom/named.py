@@ -53,6 +53,7 @@ KEEPS = {
     "everything": "stillroom.recording.codecs:Everything",
     "top_k": "stillroom.recording.codecs:TopK",
     "hidden": "stillroom.recording.hidden:Hidden",
+    "likely": "stillroom.recording.likely:Likely",
     "sampled": "stillroom.recording.codecs:Sampled",
     "features": "stillroom.recording.codecs:Features",
 }

@@ -3,6 +3,7 @@
 from stillroom.recording.codec import Codec, Kept
 from stillroom.recording.codecs import Everything, Features, Sampled, TopK
 from stillroom.recording.hidden import Hidden
+from stillroom.recording.likely import Likely
 from stillroom.recording.record import record
 from stillroom.recording.store import Recording, open_recording
 
@@ -12,6 +13,7 @@ __all__ = [
     "Features",
     "Hidden",
     "Kept",
+    "Likely",
     "Recording",
     "Sampled",
     "TopK",

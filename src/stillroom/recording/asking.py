@@ -18,6 +18,7 @@ from stillroom.digests import examples_digest
 from stillroom.errors import DataError, PairError, ShapeError, SignalError, UsageError
 from stillroom.recording.codec import Codec, Kept, encode
 from stillroom.recording.codecs import LARGEST_SEED
+from stillroom.recording.ragged import OFFSETS
 from stillroom.recording.rows import Rows
 from stillroom.recording.shards import KEY_ARRAYS, UNAUGMENTED
 from stillroom.recording.store import FORMAT
@@ -60,7 +61,8 @@ class Job:
         keys = list(zip(batch.ids, views, strict=True))
         kept = encode(self.codecs, self.ask(batch) if answer is None else answer, keys, once)
         for name, rows in kept.rows.items():
-            _check_rows(name, rows, batch)
+            if name + OFFSETS not in kept.rows:
+                _check_rows(name, rows[1:] if name.endswith(OFFSETS) else rows, batch)
         return kept
 
     def header(self) -> dict[str, Any]:

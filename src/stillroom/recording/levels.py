@@ -41,7 +41,7 @@ def join(rows: Sequence[Entries]) -> Entries:
 
 def to_entries(ids: Tensor, log_probs: Tensor, rest: Tensor, bits: int, kept: Tensor | None = None) -> Entries:
     """Of ids [N, K], log_probs [N, K] and rest [N] in nats, those that are ``kept`` [N, K] bool (None: all)."""
-    level = ((1 - (log_probs.double() / 4).exp()) * 2**bits).long().clamp(0, 2**bits - 1)
+    level = level_of(log_probs, bits)
     place = torch.arange(len(ids)).unsqueeze(1).expand_as(ids)
     chosen = torch.ones_like(ids, dtype=torch.bool) if kept is None else kept
     rows, levels, entries = (tensor[chosen].numpy() for tensor in (place, level, ids))
@@ -58,20 +58,26 @@ def to_entries(ids: Tensor, log_probs: Tensor, rest: Tensor, bits: int, kept: Te
 
 def from_entries(entries: Entries, bits: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ids [N, width], log_probs [N, width] and rest [N]; places that are left repeat the first id with -inf."""
-    counts = torch.from_numpy(entries.counts)
-    filled = torch.arange(width) < counts.unsqueeze(1)
-    log_probs = torch.full(filled.shape, -torch.inf)
-    log_probs[filled] = _middles(bits)[torch.from_numpy(entries.levels)]
-    ids = torch.zeros(filled.shape, dtype=torch.int64)
-    ids[filled] = torch.from_numpy(entries.ids)
-    ids = torch.where(filled, ids, ids[:, :1])
+    place = np.repeat(np.arange(len(entries.counts)), entries.counts)
+    log_p = middles(bits)[torch.from_numpy(entries.levels)]
+    # Summed entry by entry, so that no bit depends on the width or on what else is in the batch.
+    mass = torch.from_numpy(np.bincount(place, log_p.exp().numpy(), len(entries.counts)))
     odds = (torch.from_numpy(entries.odds).float() - 128) * ODDS_STEP
     odds.masked_fill_(odds < -ODDS_RANGE, -torch.inf)
-    log_kept = torch.nn.functional.logsigmoid(-odds).unsqueeze(1)
-    return ids, log_probs.log_softmax(-1) + log_kept, torch.nn.functional.logsigmoid(odds)
+    scale = torch.nn.functional.logsigmoid(-odds) - mass.log().float()
+    filled = torch.arange(width) < torch.from_numpy(entries.counts).unsqueeze(1)
+    ids, log_probs = torch.zeros(filled.shape, dtype=torch.int64), torch.full(filled.shape, -torch.inf)
+    ids[filled] = torch.from_numpy(entries.ids)
+    log_probs[filled] = log_p + scale[torch.from_numpy(place)]
+    return torch.where(filled, ids, ids[:, :1]), log_probs, torch.nn.functional.logsigmoid(odds)
 
 
-def _middles(bits: int) -> Tensor:
+def level_of(log_probs: Tensor, bits: int) -> Tensor:
+    """The level of each log-probability, int64 from 0 to 2**bits - 1."""
+    return ((1 - (log_probs.double() / 4).exp()) * 2**bits).long().clamp(0, 2**bits - 1)
+
+
+def middles(bits: int) -> Tensor:
     """The log-probability of each level [2**bits], in nats."""
     return 4 * torch.log1p(-(torch.arange(2**bits) + 0.5) / 2**bits)
 

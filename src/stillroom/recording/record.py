@@ -24,6 +24,7 @@ from stillroom.recording.asking import Job, as_codecs, as_views, check_request
 from stillroom.recording.codec import Codec, Kept, decode, prepare
 from stillroom.recording.codecs import Everything
 from stillroom.recording.fidelity import Fidelity
+from stillroom.recording.ragged import OFFSETS, append
 from stillroom.recording.rows import Rows
 from stillroom.recording.shards import (
     build_index,
@@ -109,7 +110,7 @@ def _started(job: Job, folder: Path, header: dict[str, Any], shard_rows: int | N
     once = prepare(job.codecs, answer)
     kept = job.keep(batch, once, answer)
     if shard_rows is None:
-        row_bytes = sum(tensor[0].numel() * tensor.element_size() for tensor in kept.rows.values())
+        row_bytes = sum(tensor.nbytes for tensor in kept.rows.values()) // len(batch)
         fitting = min(SHARD_ROWS, SHARD_BYTES // max(1, row_bytes))
         shard_rows = max(1, fitting // job.batch_size) * job.batch_size
     manifest = header | {
@@ -166,7 +167,7 @@ def _shard_arrays(
     ids: list[str] = []
     views: list[int] = []
     fingerprints: list[np.ndarray] = []
-    pieces: dict[str, list[Tensor]] = {name: [] for name in manifest["signals"]}
+    pieces: dict[str, list[Tensor]] = {}
     for first, last in _batches(start, stop, job.batch_size):
         batch = job.batch(first, last)
         kept = job.keep(batch, once)
@@ -179,10 +180,10 @@ def _shard_arrays(
         views.extend(batch.views or ())
         fingerprints.append(input_fingerprints(batch.inputs))
         for name, rows in kept.rows.items():
-            pieces[name].append(rows)
+            pieces.setdefault(name, []).append(rows)
         step(last - first)
     keys = pack_keys(ids, views or None, np.concatenate(fingerprints))
-    return keys | {name: torch.cat(rows) for name, rows in pieces.items()}
+    return keys | append(pieces)
 
 
 def _finish(job: Job, folder: Path, manifest: dict[str, Any], once: Rows) -> None:
@@ -245,9 +246,14 @@ def _batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _layout(kept: Kept) -> dict[str, Any]:
+    """The kept arrays, of one answer; ``null`` is the shape of ragged ones."""
     return {
-        name: {"dtype": str(rows.dtype).removeprefix("torch."), "shape": list(rows.shape[1:])}
+        name: {
+            "dtype": str(rows.dtype).removeprefix("torch."),
+            "shape": None if name + OFFSETS in kept.rows else list(rows.shape[1:]),
+        }
         for name, rows in kept.rows.items()
+        if not name.endswith(OFFSETS)
     }
 
 

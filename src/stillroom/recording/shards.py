@@ -22,6 +22,7 @@ from torch import Tensor
 from stillroom.digests import file_digest, key_hash, state_digest
 from stillroom.errors import DataError, RecordingError
 from stillroom.files import write_bytes
+from stillroom.recording.ragged import OFFSETS, lay
 
 NOTE = "stillroom"  # the one metadata key: safetensors writes several in no fixed order
 UNAUGMENTED = -1  # the view seed of an answer to unaugmented inputs
@@ -157,11 +158,17 @@ def write_whole(path: Path, content: bytes) -> None:
 def gather(
     shards: Mapping[int, Shard], numbers: np.ndarray, rows: np.ndarray, names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The named arrays at (shard ``numbers`` [B], ``rows`` within them [B]): copies, in the order asked."""
+    """The named arrays at (shard ``numbers`` [B], ``rows`` within them [B]): copies, in the order asked.
+
+    A ragged array comes with its offsets.
+    """
     touched = np.unique(numbers)
     first = shards[int(touched[0]) if len(touched) else 0]
     found = {}
     for name in names:
+        if name + OFFSETS in first.arrays:
+            found |= lay(name, [_slice(shards[number], name, row) for number, row in zip(numbers, rows, strict=True)])
+            continue
         if len(touched) <= 1:
             out = first.arrays[name][rows]
         else:
@@ -173,6 +180,11 @@ def gather(
         tensor = torch.from_numpy(out)
         found[name] = tensor.view(torch.bfloat16) if first.kinds[name] == "BF16" else tensor
     return found
+
+
+def _slice(shard: Shard, name: str, row: int) -> np.ndarray:
+    start, stop = shard.arrays[name + OFFSETS][row : row + 2]
+    return shard.arrays[name][start:stop]
 
 
 @dataclass(frozen=True, eq=False)
