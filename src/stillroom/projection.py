@@ -37,12 +37,14 @@ _COMPILE_FROM = 2**24  # logits in all; below, compiling takes longer than it sa
 class Arithmetic:
     """How the products with a head are computed; by default exactly, in the precision of the tensors and of autocast.
 
-    ``matmul="bf16"``: in bfloat16, whatever the tensors are; sums, values and the head's gradient stay float32, and a
-    float32 head has one bfloat16 copy that is kept. Logits are rounded to 8 bits: by up to 0.06 at 20.
-    ``keep_columns``: backward multiplies only some of the vocabulary's columns: one whose largest |gradient| in the
-    chunk is below this threshold is kept with probability |gradient| / threshold and scaled up. Values stay exact,
-    gradients unbiased; exact where more than half would be kept (a young student). 0.001 is a good start.
-    Draws from torch's generator. Raises UsageError for a setting out of range.
+    ``matmul="bf16"``: in bfloat16, whatever the tensors are; sums, values and the gradients of float32 tensors stay
+    float32, and a float32 head has one bfloat16 copy that is kept. Logits are rounded to 8 bits: by up to 0.06 at 20.
+    ``keep_columns``: backward multiplies only some of the vocabulary's columns: one whose largest |gradient| in a chunk
+    of positions is below this threshold is kept with probability |gradient| / threshold, and scaled up by that. Values
+    stay exact, gradients unbiased, and exact where more than half would be kept (a young student, whose probabilities
+    are spread wide). 0.003 is a good start; a smaller one costs more and errs less. The draws are torch's, so
+    torch.manual_seed repeats them; how a batch is split into chunks changes them.
+    Raises UsageError for a setting out of range.
     """
 
     matmul: Literal["auto", "bf16"] = "auto"
