@@ -44,7 +44,8 @@ try:
 except ImportError:  # not on Windows: two recordings into one folder are not noticed there
     fcntl = None
 
-REASKED = 64  # examples that the fidelity is measured on
+REASKED = 64  # examples that the fidelity is measured on, or fewer when they have
+ENOUGH = 4096  # positions
 SHARD_BYTES = 32 << 20  # a kill loses at most one shard's work
 SHARD_ROWS = 4096
 EVERYTHING = Everything()
@@ -206,13 +207,13 @@ def _fidelity(job: Job, manifest: dict[str, Any], once: Rows, shards: dict[int, 
     batches = [b for block in _blocks(len(job), shard_rows) for b in _batches(*block, job.batch_size)]
     draw = np.random.default_rng(0)
     wanted = min(len(batches), max(4, -(-REASKED // job.batch_size)))
-    some = [batches[number] for number in np.sort(draw.choice(len(batches), wanted, replace=False))]
+    some = [batches[number] for number in draw.choice(len(batches), wanted, replace=False)]
     pool = np.concatenate([np.arange(start, stop) for start, stop in some])
     keys = np.sort(draw.choice(pool, min(REASKED, len(pool)), replace=False))
     measured = Fidelity()
     for start, stop in some:
         rows = keys[(keys >= start) & (keys < stop)] - start
-        if not len(rows):
+        if not len(rows) or measured.variation_positions >= ENOUGH:
             continue
         batch = job.batch(start, stop)
         where, within = np.divmod(start + rows, shard_rows)
@@ -224,7 +225,7 @@ def _fidelity(job: Job, manifest: dict[str, Any], once: Rows, shards: dict[int, 
         part = Batch(tuple(batch.ids[row] for row in rows), {}, mask=mask)
         measured.add(live, decode(job.codecs, arrays, manifest["facts"], once), part)
         measured.examples += len(rows)
-    return measured.summary()
+    return measured.summary(sum(entry["bytes"] for entry in manifest["shards"].values()), len(job))
 
 
 def _check_replay(batch: Batch, recorded: np.ndarray, rows: np.ndarray) -> None:
