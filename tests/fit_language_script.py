@@ -2,6 +2,7 @@
 
 fit_language_script.py FOLDER NAME,NAME  trains these entries of TRAININGS, with a checkpoint at every step
 fit_language_script.py FOLDER NAME@STEP  the same, killed once it has logged this step
+fit_language_script.py FOLDER by_hand    a user's own loop over a network that FSDP2 shares out
 """
 
 import os
@@ -9,11 +10,18 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from torch import distributed as dist
+from torch.distributed.fsdp import fully_shard
 
 import stillroom as sr
 from language_fakes import packed, student, teacher
+from stillroom.errors import UsageError
+from stillroom.features import MatchFeatures
+from stillroom.language import next_token
 from stillroom.students import causal
 from stillroom.students.networks import Student
 
@@ -37,6 +45,7 @@ TRAININGS = {
     "adam": lambda **rest: trained(**{**ADAM, "accumulation": 2, **rest}),
     "lora": lambda **rest: trained(causal.lora(student(), 4), **rest),
     "checkpointed": lambda **rest: trained(checkpointing=True, **rest),
+    "learns": lambda **rest: trained(objective=MatchFeatures({"model.norm": "model.norm"}), **rest),
     "half": lambda **rest: trained(precision="bf16", **{**ADAM, **rest}),
 }
 
@@ -46,13 +55,43 @@ def killer(step: int):
     return lambda row: os.kill(os.getpid(), signal.SIGKILL) if row.step >= step else None
 
 
+def by_hand() -> None:
+    """Gradients of a network that is shared out by hand are those of the whole one; without a head there are none."""
+    rank, data = dist.get_rank(), packed()
+    for tied in (True, False):
+        ours, whole = student(tied=tied).net, student(tied=tied).net
+        for layer in ours.get_decoder().layers:
+            fully_shard(layer)
+        fully_shard(ours, reshard_after_forward=True)
+        with pytest.raises(UsageError, match="the head's weight is shared out over ranks and was given up"):
+            backward(ours, data.batch([0, 1]), 1.0)
+        ours.set_reshard_after_forward(False, recurse=False)
+        backward(ours, data.batch([[0, 1], [2, 3]][rank]), 2.0)  # FSDP averages over ranks
+        backward(whole, data.batch([0, 1, 2, 3]), 1.0)
+        for part, full in zip(ours.parameters(), whole.parameters(), strict=True):
+            torch.testing.assert_close(part.grad.full_tensor(), full.grad, rtol=1e-4, atol=1e-6)
+
+
+def backward(net, batch, factor: float) -> None:
+    logits = next_token(net, batch.inputs["tokens"], batch.inputs["positions"])
+    (factor * sr.divergences.cross_entropy(logits, batch.labels).sum()).backward()
+
+
 def main(folder: str, names: str) -> None:
     torch.set_num_threads(1)
     for name in names.split(","):
+        if name == "by_hand":
+            by_hand()
+            continue
         name, _, step = name.partition("@")
-        watchers = [killer(int(step))] if step else []
+        first: list[int] = []
+        watchers = [lambda row, first=first: first.append(row.step)]
+        if step:
+            watchers.append(killer(int(step)))
         TRAININGS[name](folder=Path(folder) / name, checkpoint_seconds=0, watchers=watchers)
-    print(f"rank{PartialState().process_index}/{PartialState().num_processes}\n", end="", flush=True)
+        print(f"{name}:from-{first[0]}\n", end="", flush=True)
+    kind = str(AcceleratorState().distributed_type).removeprefix("DistributedType.")
+    print(f"rank{PartialState().process_index}/{PartialState().num_processes}:{kind}\n", end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 COPIED = ("--multi_gpu",)  # DDP
-SHARDED = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP")
+SHARED = ("--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP")
 
 
 def free_port() -> int:

@@ -46,14 +46,22 @@ def about(
 
 
 def save(
-    folder: Path, parts: Mapping[str, Any], step: int, seconds: float, history: Sequence[Mapping[str, Any]]
+    folder: Path,
+    parts: Mapping[str, Any],
+    step: int,
+    seconds: float,
+    history: Sequence[Mapping[str, Any]],
+    write: bool = True,
 ) -> None:
     """Everything that the next step depends on: the state of each part (networks, optimiser), and the step.
 
-    The order of the examples and all random draws follow from the step. ``seconds`` of training so far.
+    The order of the examples and all random draws follow from the step. ``seconds`` of training so far. A rank that
+    does not ``write`` only gives its part of the state.
     """
-    buffer = io.BytesIO()
     state = {name: part.state_dict() for name, part in parts.items()}
+    if not write:
+        return
+    buffer = io.BytesIO()
     torch.save({"state": state, "step": step, "seconds": seconds, "history": json.dumps(list(history))}, buffer)
     write_bytes(folder / CHECKPOINT, buffer.getvalue())
     write_history(folder, history)

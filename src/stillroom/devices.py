@@ -18,6 +18,7 @@ from torch import nn
 from stillroom.digests import key_hash
 from stillroom.errors import MissingExtraError, UsageError, missing_extra, nearest
 from stillroom.plan import Plan
+from stillroom.sharding import share_out
 
 
 def accelerator_for(plan: Plan, trackers: Sequence[str], folder: Path | None) -> Accelerator:
@@ -34,6 +35,7 @@ def accelerator_for(plan: Plan, trackers: Sequence[str], folder: Path | None) ->
         raise UsageError(f"plan.precision={plan.precision!r} cannot be used here: {error}") from None
     if precision != "no" and not made.native_amp:  # it would train in fp32, and the plan would say otherwise
         raise UsageError(f"plan.precision={plan.precision!r} is not possible on {made.device.type!r}. Choose 'bf16'.")
+    share_out(made)
     # Both are read from the environment or left by an earlier Accelerator: backward would divide a second time.
     made.gradient_accumulation_steps = 1
     made.sync_gradients = True
@@ -56,9 +58,10 @@ def check_trackers(trackers: Sequence[str], folder: Path | None) -> None:
             raise MissingExtraError(f"{name} is not installed. Install it, or choose 'tensorboard' (extra 'track').")
 
 
-def optimiser_for(plan: Plan, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW or SGD with the plan's settings, in one kernel for all parameters."""
-    rest: dict[str, Any] = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay, "fused": True}
+def optimiser_for(plan: Plan, parameters: list[nn.Parameter], shared: bool = False) -> torch.optim.Optimizer:
+    """AdamW or SGD with the plan's settings, in one kernel for all parameters where there is one."""
+    fused = plan.optimiser == "adamw" or not shared  # there is no such SGD for weights that are shared out
+    rest: dict[str, Any] = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay, "fused": fused}
     if plan.optimiser == "sgd":
         return torch.optim.SGD(parameters, momentum=plan.momentum, **rest)
     return torch.optim.AdamW(parameters, **rest)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom import checkpoint
+from stillroom import checkpoint, sharding
 from stillroom.devices import (
     accelerator_for,
     finish_trackers,
@@ -29,11 +29,21 @@ from stillroom.devices import (
     take_step,
 )
 from stillroom.environment import environment
-from stillroom.errors import DataError, SignalError, UsageError
+from stillroom.errors import DataError, UsageError
 from stillroom.files import claim_folder, write_json
 from stillroom.network import in_evaluation
 from stillroom.objectives import built, learns, weighted_sum
-from stillroom.plan import ALL, OnPolicy, Plan, check_counts, micro_batches, resolved, totals_of, weights_of
+from stillroom.plan import (
+    ALL,
+    OnPolicy,
+    Plan,
+    check_counts,
+    check_finite,
+    micro_batches,
+    resolved,
+    totals_of,
+    weights_of,
+)
 from stillroom.progress import bar
 from stillroom.students.networks import CONFIG, Student, describe_student, save_student
 from stillroom.types import Batch, Examples, Model, Objective, Signal
@@ -129,13 +139,17 @@ class _Run:
         if plan.checkpointing:
             recompute_activations(live.net, True)
         self.objective, self.learned = self._build(objective, live)
+        self.shared = sharding.is_shared_out(self.accelerator)
+        if self.shared:
+            sharding.check_shareable(objective, bool(self.learned), rollouts)
         own = [p for p in live.net.parameters() if p.requires_grad]
         if not own:
             raise UsageError("the student has no trainable parameter. Check requires_grad.")
         self.parameters = [*own, *(p for module in self.learned for p in module.parameters() if p.requires_grad)]
-        self.net, prepared = self.accelerator.prepare(live.net, optimiser_for(plan, self.parameters))
+        self.net, prepared = self.accelerator.prepare(live.net, optimiser_for(plan, self.parameters, self.shared))
         # the wrapper is for the scaler of fp16; it looks for packages on disk at every step
         self.optimiser = prepared if self.accelerator.scaler is not None else prepared.optimizer
+        self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]  # parts of them, maybe
         self.live = dataclasses.replace(live, net=self.net)
         self.total = plan.total_steps(len(examples))
         self.step, self.seconds, self.history = checkpoint.load(folder, self._parts()) if folder else (0, 0.0, [])
@@ -169,9 +183,15 @@ class _Run:
                 self.step += 1
                 advance(1)
                 self.seconds = earlier + time.monotonic() - began
-                if main and self.folder and not last and time.monotonic() - saved >= every:
-                    checkpoint.save(self.folder, self._parts(), self.step, self.seconds, self.history)
+                if self.folder and not last and self._is_due(time.monotonic() - saved >= every):
+                    checkpoint.save(self.folder, self._parts(), self.step, self.seconds, self.history, write=main)
                     saved = time.monotonic()
+
+    def _is_due(self, mine: bool) -> bool:
+        """Whether this rank takes part in a checkpoint: the first alone, or all where each holds a part."""
+        if self.shared:
+            return sharding.agreed(self.accelerator, mine)
+        return mine and self.accelerator.is_main_process
 
     def _train_step(self) -> dict[str, float]:
         """One optimiser step on one batch, however it is split; this rank's share of each term."""
@@ -189,8 +209,8 @@ class _Run:
             with nullcontext() if last else accelerator.no_sync(self.net):  # ranks exchange gradients once a step
                 self._backward(batch, side, weights[number], totals, sums)
         self._share_gradients()
-        norm = accelerator.clip_grad_norm_(self.parameters, plan.clip_norm or math.inf)
-        terms = self._finite(sums, norm)
+        norm: Any = accelerator.clip_grad_norm_(self.parameters, plan.clip_norm or math.inf)
+        terms = check_finite(sums, sharding.gathered(norm), plan, self.step, self.total)
         take_step(self.optimiser, self.parameters, plan.learning_rate_at(self.step, self.total))
         return terms
 
@@ -257,21 +277,6 @@ class _Run:
         for parameter in (p for module in self.learned for p in module.parameters() if p.requires_grad):
             parameter.grad = self.accelerator.reduce(parameter.grad, "mean")  # type: ignore[assignment]
 
-    def _finite(self, sums: Mapping[str, Tensor], norm: Any) -> dict[str, float]:
-        """The terms as numbers, once loss and gradient are known to be finite: before they reach the weights."""
-        *found, size = torch.stack([*(total.float() for total in sums.values()), norm.float()]).tolist()
-        terms = dict(zip(sums, found, strict=True))
-        # in fp16 a gradient may overflow: the scaler then leaves the step out
-        broken = [*found] if self.plan.precision == "fp16" else [*found, size]
-        if all(map(math.isfinite, broken)):
-            return terms
-        what = f"loss became {math.fsum(found)}" if not math.isfinite(sum(found)) else f"gradient became {size}"
-        rate = self.plan.learning_rate_at(self.step, self.total)
-        raise SignalError(
-            f"the {what} at step {self.step} ({terms}). Lower plan.learning_rate (here {rate:.3g}), or check the "
-            "inputs and the teacher's answers for extreme values."
-        )
-
     def _row(self, terms: Mapping[str, float]) -> Step:
         terms = self._over_ranks(terms)
         seen = self.plan.examples_before(self.step, len(self.examples))
@@ -289,12 +294,17 @@ class _Run:
         """What has a state that the next step depends on."""
         net = self.accelerator.unwrap_model(self.net)
         parts = {"net": net, "optimiser": self.optimiser, "scaler": self.accelerator.scaler, "rollouts": self.tally}
+        if self.shared:
+            parts |= {"net": sharding.SharedNet(net), "optimiser": sharding.SharedOptimiser(net, self.optimiser)}
         parts |= {f"learned.{number}": module for number, module in enumerate(self.learned)}
         return {name: part for name, part in parts.items() if part is not None}
 
     def finish(self, about: Mapping[str, Any]) -> Student:
         """The trained student, saved."""
         net = self.accelerator.unwrap_model(self.net, keep_fp32_wrapper=False)
+        if self.shared:
+            state, net = sharding.state_of(net), self.student.copy().net
+            net.load_state_dict(state)
         if "forward" not in vars(self.student.net):
             vars(net).pop("forward", None)  # unwrapping leaves the class's own method on the instance
         if self.plan.checkpointing:

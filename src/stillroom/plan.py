@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stillroom.digests import key_hash
-from stillroom.errors import DataError, PairError, UsageError, nearest
+from stillroom.errors import DataError, PairError, SignalError, UsageError, nearest
 from stillroom.objectives import counted_positions, position_weights
 from stillroom.types import Average, Batch, Examples, check_batch_of, identity_of
 
@@ -173,13 +173,14 @@ def micro_batches(
 ) -> list[tuple[Batch, float]]:
     """The micro-batches of one rank in one step, each with the weight of its examples.
 
-    The examples of a step follow from (plan.seed, step) alone; ranks and accumulation only share them out. A rank that
-    gets none answers one at weight 0, since ranks must stay in step.
+    The examples of a step follow from (plan.seed, step) alone; ranks and accumulation only share them out. Ranks must
+    stay in step, pass by pass: one that gets no example where another does answers one at weight 0.
     """
     epoch, within = divmod(step, plan.steps_per_epoch(len(examples)))
     chosen = _order(plan.seed, epoch, len(examples))[within * plan.batch_size : (within + 1) * plan.batch_size]
-    pieces = torch.tensor_split(chosen, ranks * plan.accumulation)[rank::ranks]
-    mine = [(piece.tolist(), 1.0) for piece in pieces if len(piece)] or [([int(chosen[0])], 0.0)]
+    pieces = torch.tensor_split(chosen, ranks * plan.accumulation)
+    passes = math.ceil(min(len(pieces), len(chosen)) / ranks)
+    mine = [(p.tolist(), 1.0) if len(p) else ([int(chosen[0])], 0.0) for p in pieces[rank::ranks][:passes]]
     views = views_of_epoch(plan, examples, epoch, recorded)
     return [
         (examples.batch(indices, None if views is None else [views] * len(indices)), weight) for indices, weight in mine
@@ -213,6 +214,25 @@ def totals_of(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     """The sum of the weights over micro-batches: what each term's sum is divided by, once."""
     # in float64, so that the sum does not depend on how the batch is split
     return {name: math.fsum(w[name].sum(dtype=torch.float64).item() for w in weights) for name in sorted(weights[0])}
+
+
+def check_finite(sums: Mapping[str, Tensor], norm: Tensor, plan: Plan, step: int, total: int) -> dict[str, float]:
+    """The terms as numbers, once loss and gradient are known to be finite: before they reach the weights.
+
+    Raises SignalError that says which step.
+    """
+    *found, size = torch.stack([*(total.float() for total in sums.values()), norm.float()]).tolist()
+    terms = dict(zip(sums, found, strict=True))
+    # in fp16 a gradient may overflow: the scaler then leaves the step out
+    broken = [*found] if plan.precision == "fp16" else [*found, size]
+    if all(map(math.isfinite, broken)):
+        return terms
+    what = f"loss became {math.fsum(found)}" if not math.isfinite(sum(found)) else f"gradient became {size}"
+    rate = plan.learning_rate_at(step, total)
+    raise SignalError(
+        f"the {what} at step {step} ({terms}). Lower plan.learning_rate (here {rate:.3g}), or check the "
+        "inputs and the teacher's answers for extreme values."
+    )
 
 
 def check_counts(totals: Mapping[str, float], batch: Batch) -> None:

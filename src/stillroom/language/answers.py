@@ -33,7 +33,7 @@ def next_token(net: nn.Module, tokens: Tensor, positions: Tensor) -> Projected:
     finally:
         hook.remove()
     weight, bias, softcap, scale = head_of(inner)
-    return Projected(caught[-1], weight, bias, softcap, scale)
+    return Projected(caught[-1], _whole(weight), None if bias is None else _whole(bias), softcap, scale)
 
 
 def unwrapped(net: Any) -> Any:
@@ -69,6 +69,20 @@ def check_head(net: Any) -> None:
             f"the logits of {type(net).__name__} are not its last hidden state times its head, so they cannot be kept "
             "unprojected. Wrap the model in a function from a Batch to Signal(logits=Dense(...))."
         )
+
+
+def _whole(weight: Any) -> Tensor:
+    """The head where ranks share it out (FSDP2). Its gradient passes outside the forward that FSDP sees, so it must
+    stay gathered from forward to backward: as ``fit`` has it, and FSDP2 itself for the outermost module.
+    """
+    if not hasattr(weight, "full_tensor"):
+        return weight
+    if torch.is_grad_enabled() and weight.requires_grad:
+        raise UsageError(
+            "the head's weight is shared out over ranks and was given up after forward, so it would get no gradient. "
+            "Call set_reshard_after_forward(False, recurse=False) on the FSDP module that holds it."
+        )
+    return weight.full_tensor()
 
 
 def _last(output: Any) -> Tensor:
