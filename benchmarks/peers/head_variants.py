@@ -1,43 +1,101 @@
-"""One way of computing the head step, in a process of its own: its time against the bare matmuls, and its peak memory.
+"""The ways of computing the head step that are compared, each from hidden states to one number, and their inputs.
 
-    python benchmarks/peers/head_variants.py VARIANT (time | memory) [--rounds 7]
-
-Prints JSON. Started by benchmarks/head_step.py, in this project's environment or in the peers'.
+Imported by head_measure.py in this project's environment or in the peers': libraries are imported where they are used.
 """
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import gc
-import json
-import os
-import re
-import statistics
-import sys
-import time
+import importlib.util
+import math
 from collections.abc import Callable
+from importlib.metadata import distribution
 
 import torch
 from torch import Tensor
 
 WIDTH, VOCABULARY, KEPT = 576, 49_152, 64  # SmolLM2-135M's head; the recording keeps the top 64
-POSITIONS_TIMED, POSITIONS_IN_MEMORY, POSITIONS_CHECKED = 512, 2048, 64
-Step = Callable[[Tensor, Tensor, Tensor, Tensor, object], Tensor]  # student and teacher: hidden, weight; what is kept
+THRESHOLD = 3e-3  # of column sampling
+Step = Callable[[Tensor, Tensor, Tensor, Tensor, tuple], Tensor]  # student and teacher: hidden, weight; what is kept
 
 
-def stillroom_dense(hidden, weight, teacher_hidden, teacher_weight, kept):
+def stillroom(hidden, weight, teacher, **how):
     from stillroom.divergences import forward_kl
+    from stillroom.projection import Arithmetic
     from stillroom.types import Projected
 
-    return forward_kl(Projected(hidden, weight), Projected(teacher_hidden, teacher_weight)).mean()
+    return forward_kl(Projected(hidden, weight), teacher, arithmetic=Arithmetic(**how)).mean()
 
 
-def stillroom_sparse(hidden, weight, teacher_hidden, teacher_weight, kept):
-    from stillroom.divergences import forward_kl
-    from stillroom.types import Projected, Sparse
+def stillroom_dense(hidden, weight, teacher_hidden, teacher_weight, kept, **how):
+    from stillroom.types import Projected
 
-    return forward_kl(Projected(hidden, weight), Sparse(*kept, VOCABULARY)).mean()
+    return stillroom(hidden, weight, Projected(teacher_hidden, teacher_weight), **how)
+
+
+def stillroom_dense_bf16(*arguments):
+    return stillroom_dense(*arguments, matmul="bf16")
+
+
+def stillroom_dense_sampled(*arguments):
+    return stillroom_dense(*arguments, keep_columns=THRESHOLD)
+
+
+def stillroom_sparse(hidden, weight, teacher_hidden, teacher_weight, kept, **how):
+    from stillroom.types import Sparse
+
+    return stillroom(hidden, weight, Sparse(*kept, len(weight)), **how)
+
+
+def stillroom_sparse_bf16(*arguments):
+    return stillroom_sparse(*arguments, matmul="bf16")
+
+
+def stillroom_sparse_sampled(*arguments):
+    return stillroom_sparse(*arguments, keep_columns=THRESHOLD)
+
+
+def stillroom_sparse_sampled_bf16(*arguments):
+    return stillroom_sparse(*arguments, matmul="bf16", keep_columns=THRESHOLD)
+
+
+def distillkit_formula(hidden, weight, teacher_hidden, teacher_weight, kept):
+    """What DistillKit computes from kept log-probabilities and a symmetric tail, written anew; by 1,024 positions.
+
+    Kept entries and one bucket for what is missing on both sides, log-sum-exp in float32, all logits at once.
+    """
+    total, logits, (ids, log_probs, _) = 0.0, hidden @ weight.t(), kept
+    for z, some, log_p in zip(*(x.split(1024) for x in (logits, ids, log_probs)), strict=True):
+        log_q = z.gather(-1, some) - z.float().logsumexp(-1, keepdim=True).to(z.dtype)
+        inside = (log_p.exp() * (log_p - log_q)).sum(-1)
+        p_rest, q_rest = (1 - x.float().exp().sum(-1).clamp(1e-8, 1 - 1e-8) for x in (log_p, log_q))
+        total = total + (inside + p_rest * (p_rest.log() - q_rest.log())).sum().to(z.dtype)
+    return total / len(hidden)
+
+
+def torchtune_loss(name):
+    """A class of torchtune's loss file, loaded alone: its package imports a torchao of another time."""
+    path = distribution("torchtune").locate_file("torchtune/modules/loss/kd_losses.py")
+    spec = importlib.util.spec_from_file_location("kd_losses", str(path))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)()
+
+
+def torchtune_forward_kl(hidden, weight, teacher_hidden, teacher_weight, kept):
+    """ForwardKLLoss, which leaves the teacher's entropy out."""
+    with torch.no_grad():
+        teacher = teacher_hidden @ teacher_weight.t()
+    labels = torch.zeros(1, len(hidden), dtype=torch.long)
+    return torchtune_loss("ForwardKLLoss")((hidden @ weight.t())[None], teacher[None], labels)
+
+
+def torchtune_chunked(hidden, weight, teacher_hidden, teacher_weight, kept):
+    """ForwardKLWithChunkedOutputLoss at its default of 8 chunks, each with its own matmul, as its models do."""
+    with torch.no_grad():
+        teacher = [(part @ teacher_weight.t())[None] for part in teacher_hidden.chunk(8)]
+    student = [(part @ weight.t())[None] for part in hidden.chunk(8)]
+    labels = torch.zeros(1, len(hidden), dtype=torch.long)
+    return torchtune_loss("ForwardKLWithChunkedOutputLoss")(student, teacher, labels)
 
 
 def trl_gkd(hidden, weight, teacher_hidden, teacher_weight, kept, beta=0.0):
@@ -71,147 +129,34 @@ def liger_chunked(hidden, weight, teacher_hidden, teacher_weight, kept):
     return loss(hidden, weight, teacher_hidden, teacher_weight, labels)
 
 
-STEPS = (stillroom_dense, stillroom_sparse, trl_gkd, trl_gkd_default, trl_tiled, liger_chunked)
-VARIANTS = {step.__name__: step for step in STEPS}
+OURS = (stillroom_dense, stillroom_dense_bf16, stillroom_dense_sampled, stillroom_sparse, stillroom_sparse_bf16)
+OURS += (stillroom_sparse_sampled, stillroom_sparse_sampled_bf16)
+THEIRS = (trl_gkd, trl_gkd_default, trl_tiled, liger_chunked, torchtune_forward_kl, torchtune_chunked)
+VARIANTS = {step.__name__: step for step in (*OURS, distillkit_formula, *THEIRS)}
 
 
-def inputs(positions: int, dtype: torch.dtype = torch.float32) -> tuple:
-    """A student, a sharper teacher (the top 64 hold most of the mass, as in text), and what a recording keeps of it."""
+def is_sparse(step: Step) -> bool:
+    return "sparse" in step.__name__ or step is distillkit_formula
+
+
+def inputs(positions: int, dtype: torch.dtype = torch.float32, vocabulary: int = VOCABULARY) -> tuple:
+    """A student, a teacher, and what a recording keeps of it: as uneven as text.
+
+    One feature holds how frequent each id is (a power law), the others are random; the teacher's top 1, 8, 64 and 128
+    ids hold about .40, .70, .89 and .93 of its mass (SmolLM2 on text: .53, .78, .90, .93); the student is 0.6 nats off.
+    """
     random = torch.Generator().manual_seed(0)
-    draw = [torch.randn(n, WIDTH, generator=random) for n in (positions, VOCABULARY, positions, VOCABULARY)]
-    hidden, weight, teacher_hidden, teacher_weight = draw
-    weight, teacher_weight = weight / 24, teacher_weight / 8
+    weight = torch.randn(vocabulary, WIDTH, generator=random) * (4 / math.sqrt(WIDTH - 1))
+    weight[:, 0] = -1.2 * (1 + torch.randperm(vocabulary, generator=random)).log()
+    teacher_hidden, noise = (torch.randn(positions, WIDTH, generator=random) for _ in range(2))
+    hidden = 0.95 * (0.95 * teacher_hidden + 0.31 * noise)
+    hidden[:, 0] = teacher_hidden[:, 0] = 1
     ids, log_probs, rest = [], [], []
     for part in teacher_hidden.split(128):
-        full = (part @ teacher_weight.t()).log_softmax(-1)
+        full = (part @ weight.t()).log_softmax(-1)
         top = full.topk(KEPT)
         ids.append(top.indices), log_probs.append(top.values)
         rest.append(full.scatter(-1, top.indices, float("-inf")).logsumexp(-1))
     kept = torch.cat(ids), torch.cat(log_probs).to(dtype), torch.cat(rest).to(dtype)
-    students = [each.to(dtype).requires_grad_() for each in (hidden, weight)]
-    return (*students, teacher_hidden.to(dtype), teacher_weight.to(dtype), kept)
-
-
-def run(step: Step, arguments: tuple) -> None:
-    arguments[0].grad = arguments[1].grad = None
-    step(*arguments).backward()
-
-
-class Floor:
-    """The same matmuls alone: logits, the teacher's logits where it is asked, both gradients; nothing in between.
-
-    ``kept``: the outputs are written to the same memory every time, which no step can do that returns new gradients.
-    """
-
-    def __init__(self, arguments: tuple, teacher: bool) -> None:
-        self.hidden, self.weight, self.teacher_hidden, self.teacher_weight, _ = arguments
-        self.gradient = torch.randn(POSITIONS_TIMED, VOCABULARY) / 1000
-        self.teacher = teacher
-        self.out = [torch.empty(POSITIONS_TIMED, VOCABULARY) for _ in range(2)]
-        self.out += [torch.empty(POSITIONS_TIMED, WIDTH), torch.empty(VOCABULARY, WIDTH)]
-
-    @torch.no_grad()
-    def __call__(self, kept: bool) -> None:
-        out = self.out if kept else [None] * 4
-        results = [torch.mm(self.hidden, self.weight.t(), out=out[0])]  # held together, as a step holds them
-        if self.teacher:
-            results.append(torch.mm(self.teacher_hidden, self.teacher_weight.t(), out=out[1]))
-        results.append(torch.mm(self.gradient, self.weight, out=out[2]))
-        results.append(torch.mm(self.gradient.t(), self.hidden, out=out[3]))
-
-
-def times_floor(step: Step, teacher: bool, rounds: int) -> dict:
-    """CPU time of one thread; step and floors take turns; the first round (compilation) is not counted."""
-    arguments = inputs(POSITIONS_TIMED)
-    floor = Floor(arguments, teacher)
-    sides: dict[str, Callable[[], None]] = {
-        "step": lambda: run(step, arguments),
-        "floor": lambda: floor(kept=False),
-        "floor_kept": lambda: floor(kept=True),
-    }
-    spent: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds + 1):
-        for name, side in sides.items():
-            start = time.process_time()
-            side()
-            if turn:
-                spent[name].append(time.process_time() - start)
-    ratios = sorted(a / b for a, b in zip(spent["step"], spent["floor"], strict=True))
-    medians = {name: statistics.median(values) for name, values in spent.items()}
-    return {
-        "rounds": rounds,
-        **{f"{name}_seconds": value for name, value in medians.items()},
-        "times_floor": medians["step"] / medians["floor"],
-        "times_floor_low_high": [ratios[0], ratios[-1]],
-        "times_floor_kept": medians["step"] / medians["floor_kept"],
-    }
-
-
-def peak_mib(step: Step) -> float:
-    """Peak resident memory during one step above what was resident before it (inputs, libraries, compiled code).
-
-    Linux's own high-water mark (VmHWM), reset before the step: nothing is sampled, nothing is missed.
-    """
-    arguments = inputs(POSITIONS_IN_MEMORY)
-    few = tuple(a[:POSITIONS_TIMED].detach().requires_grad_() for a in arguments[:1])
-    kept = tuple(each[:POSITIONS_TIMED] for each in arguments[4])
-    run(step, (*few, arguments[1], arguments[2][:POSITIONS_TIMED], arguments[3], kept))  # compile, allocate workspaces
-    arguments[1].grad = None
-    gc.collect()  # what compiling left behind would otherwise be freed during the step, and hide some of its peak
-    ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    before = _status("VmRSS")
-    run(step, arguments)
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(name: str) -> int:
-    with open("/proc/self/status") as file:
-        found = re.search(rf"{name}:\s+(\d+) kB", file.read())
-    assert found is not None
-    return int(found.group(1))
-
-
-def error_of(step: Step) -> float:
-    """Relative error of the hidden gradient, against plain autograd of the same sum in float64."""
-    arguments, exact = inputs(POSITIONS_CHECKED), inputs(POSITIONS_CHECKED, torch.float64)
-    run(step, arguments)
-    hidden, weight, teacher_hidden, teacher_weight, kept = exact
-    log_q = (hidden @ weight.t()).log_softmax(-1)
-    if step is stillroom_sparse:
-        tail = log_q.scatter(-1, kept[0], float("-inf")).logsumexp(-1)
-        log_p, log_q = (
-            torch.cat([kept[1], kept[2][:, None]], -1),
-            torch.cat([log_q.gather(-1, kept[0]), tail[:, None]], -1),
-        )
-    else:
-        log_p = (teacher_hidden @ teacher_weight.t()).log_softmax(-1)
-    (log_p.exp() * (log_p - log_q)).sum(-1).mean().backward()
-    return ((arguments[0].grad.double() - hidden.grad).norm() / hidden.grad.norm()).item()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("variant", choices=VARIANTS)
-    parser.add_argument("what", choices=("time", "memory"))
-    parser.add_argument("--rounds", type=int, default=7)
-    asked = parser.parse_args()
-    torch.set_num_threads(1)
-    step = VARIANTS[asked.variant]
-    found: dict[str, object] = {}
-    if asked.what == "memory":
-        found["peak_mib"] = peak_mib(step)
-    else:
-        found |= times_floor(step, asked.variant != "stillroom_sparse", asked.rounds)
-        if asked.variant != "trl_gkd_default":  # another divergence
-            found["error_of_hidden_gradient"] = error_of(step)
-    if "stillroom" in asked.variant:
-        from stillroom import row_steps
-
-        found["compiled"] = os.environ.get("STILLROOM_COMPILE", "1") != "0" and not row_steps._compile_failed
-    json.dump(found, sys.stdout)
-
-
-if __name__ == "__main__":
-    main()
+    students = [each.to(dtype, copy=True).requires_grad_() for each in (hidden, weight)]
+    return (*students, teacher_hidden.to(dtype), weight.to(dtype), kept)
