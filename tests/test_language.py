@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import stillroom as sr
-from stillroom.data import pack
-from stillroom.errors import DataError, MissingFileError, UsageError
+from stillroom.data import pack, render_apart
+from stillroom.errors import DataError, MissingFileError, PairError, UsageError
 from stillroom.language import boundaries, byte_lengths, load_causal, next_token, tokenizer_digest
 from stillroom.language.chat import Chat
 from stillroom.students import causal, load_student
 from stillroom.teachers.causal import causal_lm, from_causal
+from stillroom.teachers.rendering import in_own_rendering
 
 TEXTS = ["the cat sat on the mat", "a dog ran after it, and then it slept", "Grüße aus München", "it is"]
 
@@ -215,8 +216,9 @@ def test_a_thinking_switch_must_be_said(small_tokenizer):
     template = "{% if enable_thinking %}<think>{% endif %}" + small_tokenizer.chat_template
     with pytest.raises(UsageError, match="thinking switch"):
         pack([("one", CHAT)], small_tokenizer, 128, chat=Chat(template=template))
-    on, off = (Chat(template=template, thinking=value).digest(small_tokenizer) for value in (True, False))
-    assert on != off
+    on, off = (Chat(template=template, thinking=value) for value in (True, False))
+    assert on.rendering(small_tokenizer) != off.rendering(small_tokenizer)
+    assert on.digest(small_tokenizer) == off.digest(small_tokenizer)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(small_tokenizer):
@@ -228,3 +230,38 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(small_tokenizer):
 def test_a_conversation_without_an_answer_is_refused(small_tokenizer):
     with pytest.raises(DataError, match="conversation 'one' has no message of the assistant"):
         pack([("one", CHAT[:1])], small_tokenizer, 128, chat=Chat())
+
+
+def other_template(tokenizer):
+    return "{{ 'Be brief.' }}" + tokenizer.chat_template
+
+
+def test_two_renderings_meet_at_the_answers(student, small_tokenizer, tmp_path):
+    """OPSD#16, #18: the teacher is asked in its own template, and answers where the student has the same token."""
+    teacher = from_causal(causal.fresh(small_tokenizer, hidden=32, layers=2, heads=2, seed=5).net, small_tokenizer)
+    rows = render_apart(
+        [("one", CHAT), ("two", CHAT[2:])],
+        small_tokenizer,
+        Chat(),
+        Chat(template=other_template(small_tokenizer)),
+        length=128,
+    )
+    batch = rows.batch([0, 1])
+    live = in_own_rendering(teacher)(batch).need_logits()
+    alone = teacher(rows.teacher.batch([0, 1])).need_logits()
+    for row in (0, 1):
+        torch.testing.assert_close(
+            live.hidden[row][batch.mask[row]], alone.hidden[row][rows.teacher.batch([row]).mask[0]]
+        )
+    recording = sr.record(teacher, rows.teacher, tmp_path / "r", sr.TopK(16), progress=False)
+    recorded = in_own_rendering(recording)
+    plan = sr.Plan(steps=2, batch_size=2)
+    trained = sr.fit(student, recorded, rows, sr.SoftTargets(), plan=plan, progress=False)
+    assert any(not torch.equal(a, b) for a, b in zip(student.net.parameters(), trained.net.parameters()))
+
+
+def test_renderings_whose_answers_differ_are_refused(small_tokenizer):
+    other = small_tokenizer.chat_template.replace("'<|im_end|>\\n'", "'<|endoftext|>\\n'")
+    assert other != small_tokenizer.chat_template
+    with pytest.raises(PairError, match="conversation 'one': the student's rendering counts"):
+        render_apart([("one", CHAT)], small_tokenizer, Chat(), Chat(template=other), length=128)

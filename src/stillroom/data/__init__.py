@@ -4,6 +4,7 @@ from stillroom.data.arrays import from_arrays, from_numpy
 from stillroom.data.images import from_image_folder
 from stillroom.data.packing import pack
 from stillroom.data.pairs import Paired, pair
+from stillroom.data.renderings import Rendered, render_apart
 from stillroom.data.splits import check_leakage, keep_split, label_budget, leakage, split, unlabelled
 from stillroom.data.table import LazyColumn, Table
 from stillroom.data.tables import from_csv, from_jsonl, from_parquet, from_rows
@@ -18,6 +19,7 @@ __all__ = [
     "Noise",
     "Packed",
     "Paired",
+    "Rendered",
     "Shift",
     "Table",
     "WordDropout",
@@ -34,6 +36,7 @@ __all__ = [
     "leakage",
     "pack",
     "pair",
+    "render_apart",
     "split",
     "unlabelled",
 ]

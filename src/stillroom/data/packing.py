@@ -54,6 +54,7 @@ def pack(
     settings = {
         "tokenizer": tokenizer_digest(tokenizer),
         "template": None if chat is None else chat.digest(tokenizer),
+        "rendering": None if chat is None else chat.rendering(tokenizer),
         "length": length,
         "together": together,
         "too_long": too_long,

@@ -26,8 +26,12 @@ class Chat:
     learn: Which = "answers"
 
     def digest(self, tokenizer: Any) -> str | None:
-        """The digest of the template together with the switch: equal only where the same text comes out."""
-        return template_digest(self._template(tokenizer), self._settings())
+        """The digest of the template alone, as an Identity says it."""
+        return template_digest(self._template(tokenizer))
+
+    def rendering(self, tokenizer: Any) -> str | None:
+        """The digest of template, switch and what counts: equal only where the same rows come out."""
+        return template_digest(self._template(tokenizer), {**self._settings(), "learn": self.learn})
 
     def __call__(self, tokenizer: Any, messages: Sequence[Message], name: str) -> tuple[list[int], list[bool]]:
         """The ids of a conversation, and for each whether the assistant wrote it.
