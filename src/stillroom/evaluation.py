@@ -24,6 +24,7 @@ from stillroom.measures.comparisons import comparisons_of
 from stillroom.measures.cost import THREADS, answering
 from stillroom.measures.disagreements import reliability_bins, where_they_differ
 from stillroom.measures.generations import side_by_side
+from stillroom.measures.harness import run_tasks
 from stillroom.measures.language_cost import language_costs
 from stillroom.measures.scoreboard import scoreboard
 from stillroom.measures.wording import Cell, columns_about
@@ -31,6 +32,7 @@ from stillroom.types import Batch, Examples, Metric, Model, check_batch_of, iden
 
 FORMAT = "stillroom-report/1"
 FILE = "report.json"
+HARNESS = "harness.json"
 SINGLES = 32  # examples on which latency is measured; FLOPs are counted on the first of them
 COUNTED = 8
 EXAMPLES = 256  # of a batch
@@ -166,6 +168,19 @@ def load_report(folder: str | Path) -> Report:
         raise FolderError(f"{folder / FILE} has format {content.get('format')!r}; expected {FORMAT!r}. Evaluate again.")
     names = {f.name for f in dataclasses.fields(Report)} - {"folder"}
     return Report(**{name: content[name] for name in names if name in content}, folder=folder)
+
+
+def harness(
+    models: Mapping[str, Model | Sequence[Model]],
+    tasks: Sequence[str],
+    folder: str | Path | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Tasks of lm-evaluation-harness; ``settings`` of measures.harness.run_tasks. Writes ``folder``/harness.json."""
+    found = run_tasks(models, tasks, **settings)
+    if folder is not None:
+        write_json(Path(folder) / HARNESS, found)
+    return found
 
 
 def _check_pairs(rows: Mapping[str, Seeds], examples: Examples) -> None:

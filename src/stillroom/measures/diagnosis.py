@@ -38,13 +38,30 @@ def diagnose(
         f"The student is not shown to be better than the same student trained alone: {title_of(metric)} "
         f"{signed(against['difference'])} (95 % {signed(against['low'])} to {signed(against['high'])})."
     )
+    texts = "bits_per_byte" in metrics
     return [
         first,
         *found,
+        *_faithful_only(comparisons, rows),
         *_entropy(teacher_entropy, classes),
-        *_following(rows, bool(found)),
+        *_following(rows, bool(found), "tokens" if texts else "examples"),
         *_capacity(rows),
-        *_too_few(against, examples),
+        *_too_few(against, examples, "texts" if texts else "examples"),
+    ]
+
+
+def _faithful_only(comparisons: Sequence[Mapping[str, Any]], rows: Rows) -> list[str]:
+    """A language model that follows its teacher more closely than the control, and predicts the text no better."""
+    pairs = (c for c in comparisons if (c["better"], c["worse"], c["metric"]) == ("student", "alone", "kl"))
+    ours, theirs = (rows.get(row, {}).get("kl") for row in ("student", "alone"))
+    if not any(pair["low"] > 0 for pair in pairs) or ours is None or theirs is None:
+        return []
+    return [
+        f"The student does follow the teacher more closely than the student trained alone (KL {number(ours['value'])} "
+        f"against {number(theirs['value'])} nats), but predicts the text itself no better. On fresh text, gone over "
+        "once, cross-entropy learns as much of the text. Distillation shows in bits per byte where there is little "
+        "text and several epochs over one recording, since cross-entropy then overfits; and in what the student "
+        "writes, where being like the teacher is the aim."
     ]
 
 
@@ -81,7 +98,7 @@ def _entropy(entropy: float | None, classes: int | None) -> list[str]:
     return []
 
 
-def _following(rows: Rows, teacher_is_no_better: bool) -> list[str]:
+def _following(rows: Rows, teacher_is_no_better: bool, what: str) -> list[str]:
     student = rows.get("student", {}).get("agreement")
     alone = rows.get("alone", {}).get("agreement")
     if student is None:
@@ -95,12 +112,12 @@ def _following(rows: Rows, teacher_is_no_better: bool) -> list[str]:
         )
     elif student["value"] < FAR and not teacher_is_no_better:
         found.append(
-            f"The student follows the teacher only on {number(student['value'])} of the examples: give it more steps, "
-            "more (also unlabelled) examples, or more capacity."
+            f"The student follows the teacher only on {number(student['value'])} of the {what}: give it more steps, "
+            f"more {'text' if what == 'tokens' else '(also unlabelled) examples'}, or more capacity."
         )
     if student["value"] >= CLOSE:
         found.append(
-            f"The student already follows the teacher on {number(student['value'])} of the examples: more "
+            f"The student already follows the teacher on {number(student['value'])} of the {what}: more "
             "distillation from this teacher cannot add much. A better teacher or harder examples could."
         )
     return found
@@ -116,12 +133,12 @@ def _capacity(rows: Rows) -> list[str]:
     ]
 
 
-def _too_few(against: Mapping[str, Any], examples: int) -> list[str]:
+def _too_few(against: Mapping[str, Any], examples: int, what: str) -> list[str]:
     if not against["low"] <= 0 <= against["high"] or against["low"] == against["high"]:
         return []
     half = (against["high"] - against["low"]) / 2
-    more = "more test examples" if against["seeds"] > 1 else "more test examples or several seeds"
+    more = f"more test {what}" if against["seeds"] > 1 else f"more test {what} or several seeds"
     return [
-        f"With {examples:,} test examples this comparison cannot show a difference below about {number(half)}: "
+        f"With {examples:,} test {what} this comparison cannot show a difference below about {number(half)}: "
         f"{more} could."
     ]

@@ -239,16 +239,24 @@ def _at_what_cost(rows: Rows) -> str:
 
 
 def helped(comparisons: Any) -> str:
-    """One sentence: whether the student is better than the same student trained alone."""
-    against = next((c for c in comparisons if c["better"] == "student" and c["worse"] == "alone"), None)
-    if against is None:
+    """One sentence: whether the student is better than the same student trained alone; of a text, also how faithful."""
+    pairs = [c for c in comparisons if c["better"] == "student" and c["worse"] == "alone"]
+    if not pairs:
         return "Whether the teacher helped is not known: there is no row 'alone'."
+    against, said = pairs[0], verdict(pairs[0])
     interval = f"{signed(against['difference'])}, 95 % {signed(against['low'])} to {signed(against['high'])}"
-    return {
+    first = {
         "better": f"The teacher helped: the same student trained alone does worse ({interval}).",
         "worse": f"The teacher did harm: the same student trained alone does better ({interval}).",
         "unclear": f"No help from the teacher is shown: against the same student trained alone, {interval}.",
-    }[verdict(against)]
+    }[said]
+    faithful = next((c for c in pairs[1:] if c["metric"] == "kl"), None)
+    if said == "better" or faithful is None or verdict(faithful) != "better":
+        return first
+    gap = (
+        f"KL {number(faithful['difference'])} nats lower, 95 % {signed(faithful['low'])} to {signed(faithful['high'])}"
+    )
+    return f"{first} It does follow the teacher more closely ({gap})."
 
 
 def overlapping(overlap: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stillroom.measures.wording import Rows, number, title_of, verdict
+from stillroom.measures.wording import RATES, Rows, number, title_of, verdict
 from stillroom.report.stages import Curve
 
 INK, FAINT = "#010203", "#010204"
@@ -59,6 +59,7 @@ def comparisons_figure(comparisons: Sequence[Mapping[str, Any]]) -> str:
 
     The untrained start is left out where there is another: it is so far away that the others could not be read.
     """
+    comparisons = [c for c in comparisons if c["metric"] == comparisons[0]["metric"]]  # one axis, one unit
     comparisons = [c for c in comparisons if c["worse"] != "untrained"] or comparisons
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 0.75 + 0.42 * len(comparisons)))
@@ -131,7 +132,8 @@ def cost_figure(rows: Rows, metric: str, cost: str) -> str | None:
         axes.set_xscale("log")
         _log_ticks(axes, cost)
         axes.margins(x=0.3, y=0.12)
-        axes.set_xlabel(f"{title_of(cost)} (logarithmic; further left is cheaper)")
+        better = "right is faster" if cost in RATES else "left is cheaper"
+        axes.set_xlabel(f"{title_of(cost)} (logarithmic; further {better})")
         axes.set_ylabel(title_of(metric))
         said = "; ".join(
             f"{row}: {number(p[1]['value'])} at {number(p[0]['value'], cost)}" for row, p in points.items()

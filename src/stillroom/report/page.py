@@ -19,6 +19,7 @@ from stillroom.measures.wording import (
     in_order,
     kept,
     number,
+    overlapping,
     scaled,
     seconds,
     spread,
@@ -29,6 +30,7 @@ from stillroom.report import figures
 from stillroom.report.stages import Stages, read_stages
 
 PAGE = "report.html"
+FIGURES = ("comparisons", "latency", "generation", "parameters", "reliability", "curves")
 _PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
 
 
@@ -64,6 +66,9 @@ def content(stages: Stages) -> dict[str, Any]:
         "figures": _figures(stages),
         "exports": [_export(found) for found in stages.exports],
         "disagreements": [] if report is None else [_disagreement(found) for found in report.get("disagreements", ())],
+        "generations": [] if report is None else [_generation(found) for found in report.get("generations", ())],
+        "overlap": None if report is None else _overlap(report.get("overlap")),
+        "harness": _harness(stages.harness),
         "provenance": _provenance(stages),
     }
 
@@ -88,11 +93,12 @@ def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         tiles.append((title_of(metric), number(student[metric]["value"]), theirs))
     tiles.extend(
         (title_of(cost), number(student[cost]["value"], cost), _than_teacher(rows, cost))
-        for cost in ("bytes", "latency")
+        for cost in ("bytes", "latency", "generation")
         if student.get(cost)
     )
     if student.get("agreement"):
-        tiles.append(("agrees with teacher", f"{100 * student['agreement']['value']:.1f} %", "of the examples"))
+        of = "of the tokens" if "bits_per_byte" in report["metrics"] else "of the examples"
+        tiles.append(("agrees with teacher", f"{100 * student['agreement']['value']:.1f} %", of))
     return tiles
 
 
@@ -140,12 +146,12 @@ def _best(rows: Mapping[str, Any], name: str, higher: bool | None) -> str | None
 
 def _figures(stages: Stages) -> dict[str, str | None]:
     """Every figure by name; None where there is nothing to draw."""
-    found: dict[str, str | None] = dict.fromkeys(("comparisons", "latency", "parameters", "reliability", "curves"))
+    found: dict[str, str | None] = dict.fromkeys(FIGURES)
     report = stages.report
     if report is not None:
         if report["comparisons"]:
             found["comparisons"] = figures.comparisons_figure(report["comparisons"])
-        for cost in ("latency", "parameters"):
+        for cost in ("latency", "generation", "parameters"):
             found[cost] = figures.cost_figure(in_order(report["rows"]), report["metric"], cost)
         found["reliability"] = figures.reliability_figure(in_order(report.get("reliability", {})))
     if stages.curves:
@@ -190,6 +196,31 @@ def _disagreement(found: Mapping[str, Any]) -> dict[str, Any]:
         "inputs": [_input(name, value) for name, value in found["input"].items()],
         "answers": answers,
     }
+
+
+def _generation(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt, how the text itself goes on, and how each row does."""
+    rows = [
+        {"row": row, "text": said["text"], "ended": bool(said["ended"])}
+        for row, said in in_order(found["rows"]).items()
+    ]
+    return {"id": found["id"], "prompt": found["prompt"], "text": found["text"], "rows": rows}
+
+
+def _overlap(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {"said": overlapping(found), "found": bool(found["found"]), "examples": found["examples"]}
+
+
+def _harness(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The tasks of lm-evaluation-harness: its version, the columns, and one line of cells for each row."""
+    if found is None:
+        return None
+    rows = in_order(found["rows"])
+    columns = list(dict.fromkeys(name for cells in rows.values() for name in cells))
+    table = [(row, [cells.get(name) for name in columns]) for row, cells in rows.items()]
+    return {"version": found["version"], "columns": columns, "rows": table}
 
 
 def _input(name: str, value: Any) -> dict[str, Any]:
