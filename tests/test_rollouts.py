@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import rollouts_script
 import stillroom as sr
-from fit_ranks import COPIED, SHARDED, on_two_ranks
+from fit_ranks import COPIED, SHARED, on_two_ranks
 from stillroom.data import pack
 from stillroom.divergences import reverse_kl
 from stillroom.errors import DataError, PairError, UsageError
@@ -18,7 +18,7 @@ from stillroom.language.writing import Written, write
 from stillroom.objectives_on_policy import SampledReverseKL
 from stillroom.plan import Plan
 from stillroom.rollouts import Rollouts
-from stillroom.rollouts.rows import counts_of, degenerate, looping, prompts_of, rows_of
+from stillroom.rollouts.rows import Tally, counts_of, degenerate, looping, prompts_of, rows_of
 from stillroom.students import causal
 from stillroom.teachers.causal import from_causal
 
@@ -137,6 +137,14 @@ def test_a_loop_is_a_few_tokens_four_times_in_a_row(tokens, wanted):
     assert looping(tokens) is wanted
 
 
+def test_the_terminal_is_told_what_is_wrong_with_the_texts():
+    tally = Tally()
+    assert tally.note() == ""
+    tally.add({"texts": 3.0, "tokens": 20.0, "truncated": 2.0, "degenerate": 1.0})
+    tally.add({"texts": 1.0, "tokens": 1.0, "truncated": 0.0, "degenerate": 0.0})
+    assert tally.note() == ", wrote 4 (50% truncated, 25% degenerate)"
+
+
 def test_an_empty_text_is_degenerate():
     assert degenerate(Written((2,), (-1.0,), True))
     assert not degenerate(Written((5,), (-1.0,), False))
@@ -211,7 +219,7 @@ def test_writing_is_without_dropout_and_leaves_the_student_training(student, tea
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [COPIED, SHARDED], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", [COPIED, SHARED], ids=["ddp", "fsdp"])
 def test_two_ranks_write_and_learn_as_one(tmp_path, kind):
     """Texts, weights and counts: the ranks only share them out."""
     found = on_two_ranks(Path(__file__).parent / "rollouts_script.py", tmp_path, "all", kind)
@@ -312,8 +320,10 @@ def test_pairs_that_do_not_belong_together_are_refused(student, teacher, prompts
     with pytest.raises(PairError, match=r"the student's tokenizer is \w{12}, that of the prompts 000000000000"):
         Rollouts(other).joined(student, teacher, REVERSE)
     features = sr.MatchFeatures({"model.layers.0": "model.layers.0"})
-    with pytest.raises(UsageError, match="learns or needs features: such an objective is for fit, not rollouts"):
-        Rollouts(prompts, objective=features).joined(student, teacher, REVERSE)
+    with pytest.raises(
+        UsageError, match=r"learns, needs features or couples examples: it is for recorded steps. Give Roll"
+    ):
+        Rollouts(prompts).joined(student, teacher, sr.Mix({REVERSE: 1.0, features: 1.0}))
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_by_name(student, teacher, prompts):

@@ -81,8 +81,12 @@ class Rollouts:
         if scorer is None or hasattr(scorer, "check_data"):
             given = "there is no teacher" if scorer is None else "a recording holds the answers to other texts"
             raise UsageError(f"{given}: what the student writes is scored live. Give Rollouts(..., teacher=...).")
-        if self.objective is not None and self.objective != objective and _demanding(self.objective):
-            raise UsageError(f"{self.objective} learns or needs features: such an objective is for fit, not rollouts.")
+        chosen = self.objective or objective
+        if _demanding(chosen):
+            raise UsageError(
+                f"{chosen} learns, needs features or couples examples: it is for recorded steps. Give "
+                "Rollouts(..., objective=...) another."
+            )
         ours = tokenizer_digest(student.tokenizer)
         others = {"teacher": identity_of(scorer).tokenizer, "prompts": getattr(self.prompts, "tokenizer", None)}
         for whose, theirs in others.items():
@@ -93,7 +97,7 @@ class Rollouts:
                 )
         ends = (boundaries(student.tokenizer)[1], student.tokenizer.eos_token_id)
         known = tuple(dict.fromkeys(end for end in ends if end is not None))
-        return dataclasses.replace(self, teacher=scorer, objective=self.objective or objective, ends=self.ends or known)
+        return dataclasses.replace(self, teacher=scorer, objective=chosen, ends=self.ends or known)
 
     def about(self) -> dict[str, Any]:
         """What student.json says: the settings, the prompts and who scores and writes."""
@@ -161,4 +165,4 @@ def _draws(numbers: list[int], count: int) -> Tensor:
 
 def _demanding(objective: Any) -> bool:
     features = (getattr(objective, name, ()) for name in ("student_features", "teacher_features"))
-    return learns(objective) or any(features)
+    return learns(objective) or any(features) or getattr(objective, "couples_examples", False)
