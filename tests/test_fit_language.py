@@ -1,5 +1,6 @@
 """Language students in training: how it is split, packed, interrupted or kept in memory changes nothing."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -13,11 +14,15 @@ from fit_fakes import apart, rows, same
 from fit_fakes import student as small_network
 from fit_language_script import ADAM, BOTH, TRAININGS, trained
 from language_fakes import packed, student, teacher, texts, tokenizer
-from stillroom.data import pack
+from stillroom.data import pack, render_apart
 from stillroom.devices import take_step
-from stillroom.errors import UsageError
+from stillroom.errors import PairError, UsageError
+from stillroom.language import tokenizer_digest
+from stillroom.language.chat import Chat
 from stillroom.plan import micro_batches
 from stillroom.students import causal
+from stillroom.teachers.causal import from_causal
+from stillroom.teachers.rendering import in_own_rendering
 
 SCRIPT = Path(__file__).parent / "fit_language_script.py"
 
@@ -127,3 +132,48 @@ def test_a_recorded_answer_follows_its_row_under_shuffling(tmp_path):
     assert apart(asked, read) < 1e-6
     orders = [[batch.ids for batch, _ in micro_batches(sr.Plan(batch_size=4), data, step)] for step in (0, 2)]
     assert orders[0] != orders[1]
+
+
+def swapped():
+    """A tokenizer of the same size in which two ids have changed places."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    own = tokenizer()
+    content = json.loads(own.backend_tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["!"], vocabulary['"'] = vocabulary['"'], vocabulary["!"]
+    made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)), eos_token="<|im_end|>")
+    made.chat_template = own.chat_template
+    return made
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["live", "recorded"])
+def test_another_tokenizer_of_equal_size_is_refused(tmp_path, recorded):
+    """trl#4562, DistillKit#29, #7, #12: the same ids, other words, silently wrong. Before anything is trained."""
+    other = swapped()
+    assert len(other) == len(tokenizer())
+    foreign = from_causal(student(seed=5).net, other)
+    own, theirs = tokenizer_digest(tokenizer()), tokenizer_digest(other)
+    by, whose = foreign, "teacher 'LlamaForCausalLM'"
+    if recorded:
+        data = pack(texts(), other, 32)
+        by, whose = sr.record(foreign, data, tmp_path / "r", sr.TopK(4), progress=False), "recording of 'LlamaForC"
+    with pytest.raises(PairError, match=f"the student has the tokenizer {own}, the {whose}.* {theirs}. The same ids"):
+        trained(by=by, folder=tmp_path / "s")
+    with pytest.raises(PairError, match=f"the student has the tokenizer {own}, the examples {theirs}"):
+        trained(examples=pack(texts(), other, 32), folder=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_chats_in_another_template_than_the_teachers_are_refused():
+    """OPSD#10, Rethinking-OPD#18: a teacher asked in a rendering that it does not know."""
+    chats = [(f"c{n}", [{"role": "user", "content": "cat?"}, {"role": "assistant", "content": text}])
+             for n, text in enumerate(texts(6))]  # fmt: skip
+    own = pack(chats, tokenizer(), 64, chat=Chat())
+    trained(examples=own, steps=1)
+    other = Chat(template="<|im_start|>" + tokenizer().chat_template)
+    with pytest.raises(PairError, match=r"the student has the template \w{64}, the examples \w{64}. Chats would be"):
+        trained(examples=pack(chats, tokenizer(), 64, chat=other), steps=1)
+    apart = render_apart(chats, tokenizer(), other, Chat(), 64)
+    trained(examples=apart, by=in_own_rendering(teacher()), steps=1)

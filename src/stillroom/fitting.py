@@ -92,7 +92,7 @@ def fit(
     SignalError when the loss is not finite (which step), UsageError for a student that cannot train.
     """
     folder = Path(folder) if folder else None
-    plan = resolved(plan or Plan(), student.classes, teacher, examples, objective)
+    plan = resolved(plan or Plan(), student.classes, teacher, examples, objective, student.tokenizer)
     rollouts = rollouts and rollouts.joined(student, teacher, objective)
     about = checkpoint.about(student, teacher, examples, objective, plan, rollouts)
     if getattr(objective, "needs_labels", False) and about["data"]["labelled"] == 0:

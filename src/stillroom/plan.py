@@ -14,8 +14,9 @@ from torch import Tensor
 
 from stillroom.digests import key_hash
 from stillroom.errors import DataError, PairError, SignalError, UsageError, nearest
+from stillroom.language import describe_tokenizer
 from stillroom.objectives import counted_positions, position_weights
-from stillroom.types import Average, Batch, Examples, check_batch_of, identity_of
+from stillroom.types import Average, Batch, Examples, Identity, check_batch_of, identity_of
 
 ALL = ""  # the key of the positions that count for every term without a count of its own
 Schedule = Literal["constant", "linear", "cosine"]
@@ -117,11 +118,18 @@ class OnPolicy(Protocol):
     def batches(self, student: Any, plan: Plan, step: int, rank: int, ranks: int) -> list[tuple[Batch, float]]: ...
 
 
-def resolved(plan: Plan, classes: tuple[str, ...] | None, teacher: Any, examples: Examples, objective: Any) -> Plan:
+def resolved(
+    plan: Plan,
+    classes: tuple[str, ...] | None,
+    teacher: Any,
+    examples: Examples,
+    objective: Any,
+    tokenizer: Any = None,
+) -> Plan:
     """The plan with nothing left open, once the parts are known to belong together.
 
-    ``classes``: the student's. Raises PairError for another class order, data or number of views on one side, and
-    UsageError for an objective that the plan would change.
+    ``classes`` and ``tokenizer``: the student's. Raises PairError for another class order, tokenizer, chat template,
+    data or number of views on one side, and UsageError for an objective that the plan would change.
     """
     check_batch_of(examples)
     if getattr(objective, "couples_examples", False) and plan.accumulation > 1:
@@ -136,12 +144,43 @@ def resolved(plan: Plan, classes: tuple[str, ...] | None, teacher: Any, examples
                 f"the student has the classes {_short(classes)}, the {whose} {_short(order)}. Number k must mean the "
                 "same class on both sides: give both the same order."
             )
+    check_tokenizers(tokenizer, teacher, examples)
     if teacher is not None and hasattr(
         teacher, "check_data"
     ):  # a recording: it answers about the data and the views that it holds
         teacher.check_data(examples)
         return dataclasses.replace(plan, views=_recorded_views(plan, teacher.views))
     return plan
+
+
+def check_tokenizers(tokenizer: Any, teacher: Any, examples: Examples) -> None:
+    """Raise PairError unless ids mean the same to student, teacher and examples, and chats are written in one template.
+
+    Equal sizes say nothing: digests are compared, where they are known.
+    """
+    ours = {} if tokenizer is None else describe_tokenizer(tokenizer)
+    who = Identity("") if teacher is None else identity_of(teacher)
+    whose = f"the {'recording of' if hasattr(teacher, 'manifest') else 'teacher'} {who.name!r}"
+    for what, cure in _SHARED.items():
+        said = {
+            "the student": ours.get(what),
+            whose: getattr(who, what),
+            "the examples": getattr(examples, what, None),
+        }
+        if what == "template" and not said["the examples"]:
+            continue  # plain texts, or chats that each side renders for itself
+        known = [(side, digest) for side, digest in said.items() if isinstance(digest, str)]
+        for side, digest in known[1:]:
+            if digest != known[0][1]:
+                raise PairError(f"{known[0][0]} has the {what} {known[0][1]}, {side} {digest}. {cure}")
+
+
+_SHARED = {  # fields of an Identity, and what to do when they differ
+    "tokenizer": "The same ids would be other texts. Pack with the teacher's tokenizer and give it to the student, "
+    "record again, or distil across tokenizers (stillroom.teachers.across).",
+    "template": "Chats would be written otherwise than the model knows them. Pack with Chat(template=the teacher's), "
+    "or render each side for itself (stillroom.data.render_apart).",
+}
 
 
 def _recorded_views(plan: Plan, recorded: Sequence[int] | None) -> int:
