@@ -253,10 +253,8 @@ def helped(comparisons: Any) -> str:
     faithful = next((c for c in pairs[1:] if c["metric"] == "kl"), None)
     if said == "better" or faithful is None or verdict(faithful) != "better":
         return first
-    gap = (
-        f"KL {number(faithful['difference'])} nats lower, 95 % {signed(faithful['low'])} to {signed(faithful['high'])}"
-    )
-    return f"{first} It does follow the teacher more closely ({gap})."
+    gap, low, high = (number(faithful[part]) for part in ("difference", "low", "high"))
+    return f"{first} It does follow the teacher more closely (KL lower by {gap} nats, 95 % {low} to {high})."
 
 
 def overlapping(overlap: Mapping[str, Any]) -> str:
