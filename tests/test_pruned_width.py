@@ -67,7 +67,7 @@ def test_channels_that_carry_nothing_are_cut_without_a_trace(small_tokenizer, ro
 
 
 def test_importance_is_the_l2_norm_over_rows_of_mean_magnitudes(small_tokenizer, rows):
-    """By hand from what enters the projections of one layer, padding left out, whatever the size of a batch."""
+    """optipfair#34: padding is left out. By hand from what enters the projections, whatever the size of a batch."""
     net = small_net(small_tokenizer)
     caught = {}
     layer = net.model.layers[1]
