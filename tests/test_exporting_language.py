@@ -1,18 +1,20 @@
 """A shipped language model is its student: in transformers, llama.cpp and ONNX Runtime, network and tokenizer."""
 
+import dataclasses
 import functools
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 import stillroom as sr
 from stillroom.data import pack
-from stillroom.errors import FolderError, MissingExtraError, ParityError, UsageError
-from stillroom.exporting import PRECISIONS, gguf, gguf_tokens, load_artifact
+from stillroom.errors import DataError, FolderError, MissingExtraError, ParityError, UsageError
+from stillroom.exporting import PRECISIONS, TARGETS, Written, gguf, gguf_tokens, load_artifact
 from stillroom.exporting.llamacpp import LlamaCpp
 from stillroom.exporting.shipped import NextToken
 from stillroom.language import write_folder
@@ -32,7 +34,7 @@ EACH = [
     ("gguf", "f32"),
     ("gguf", "q8_0"),
     ("onnx", "fp32"),
-    ("onnx", "int8"),
+    pytest.param("onnx", "int8", marks=pytest.mark.slow),
 ]
 
 
@@ -282,6 +284,33 @@ def test_a_tokenizer_that_cuts_elsewhere_is_refused(numbers, tmp_path, monkeypat
     with pytest.raises(ParityError, match=r"its tokenizer gives \d+ of \d+ texts other ids: '.*' becomes \["):
         sr.export(made, pack(["in 2024 and 1234"], numbers, 16), tmp_path, "gguf", "f32", progress=False)
     assert json.loads((tmp_path / "gguf-f32" / "verify.json").read_text())["largest_difference"] < 1e-3
+
+
+def test_numbers_that_are_not_finite_are_refused(student, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf, "neighbours", lambda weights, heads: weights * float("nan"))
+    with pytest.raises(ParityError, match="numbers that are not finite"):
+        sr.export(student, rows, tmp_path, "gguf", "f32", progress=False)
+    assert json.loads((tmp_path / "gguf-f32" / "verify.json").read_text())["kl"] is None
+
+
+def test_a_graph_that_looks_across_documents_is_refused(student, rows, tmp_path, monkeypatch):
+    """deploy trap 2: a graph that was traced without positions answers the first document of a row only."""
+
+    def careless(student, tensors, calibration, path, precision):
+        path.parent.mkdir(parents=True)
+        path.with_suffix(".bin").write_bytes(b"graph")
+        return Written(path.with_suffix(".bin"), lambda _: lambda pair: student.net(pair[0]).logits)
+
+    monkeypatch.setitem(TARGETS, "careless", careless)
+    with pytest.raises(ParityError, match="largest difference of a log-probability is .* next tokens are others"):
+        sr.export(student, rows, tmp_path, "careless", progress=False)
+
+
+def test_rows_without_a_position_that_counts(student, rows, tmp_path):
+    """Nothing compared is nothing verified."""
+    none = dataclasses.replace(rows, labels=np.full_like(rows.labels, -100))
+    with pytest.raises(DataError, match="no position of the examples counts"):
+        sr.export(student, none, tmp_path, "huggingface", progress=False)
 
 
 def test_a_damaged_folder_is_not_opened(shipped, student, rows, tmp_path):

@@ -19,15 +19,18 @@ from torch import Tensor
 from stillroom.errors import ParityError, UsageError, missing_extra
 from stillroom.exporting.artifact import Tensors
 
-CONTEXT = 4096  # tokens that can be asked about at once
+CONTEXT = 4096  # tokens, the answer with them
 LEAST = -104.0  # nats: below, a probability is 0 in float32
 
 
 class LlamaCpp:
     """The opened file. llama.cpp's server tells one next token at a time, so a whole row costs one call per position.
 
-    It listens on a free port of 127.0.0.1 for as long as this object lives.
+    ``longest``: so many tokens can be asked about at once. It listens on a free port of 127.0.0.1 for as long as this
+    object lives.
     """
+
+    longest = CONTEXT - 1
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         runtime = library()

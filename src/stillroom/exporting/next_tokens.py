@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillroom.errors import UsageError
+from stillroom.errors import DataError, UsageError
 from stillroom.exporting.artifact import Artifact
 from stillroom.exporting.verify import Tolerance, quality_of
 from stillroom.measures.bootstrap import median_interval
@@ -22,7 +22,7 @@ from stillroom.progress import Step
 from stillroom.students.networks import Student
 from stillroom.types import Batch, Examples, Metric, positions
 
-POSITIONS = 32_768  # compared at most, in whole rows spread evenly over the examples
+POSITIONS = 16_384  # compared at most, in whole rows spread evenly over the examples
 PREFIXES = 48  # compared where the runtime tells one next token at a time
 LIKELIEST = 5  # of the student's next tokens, those whose log-probabilities are compared
 WORST = 5
@@ -76,7 +76,7 @@ def compare_next_tokens(
             _add_row(seen, student, artifact, batch, torch.tensor(chosen))
         step(1)
     near = sum(gap <= 2 * tolerance.difference for gap in seen.gaps) if tolerance.difference else 0
-    quality, worse = _quality(seen, tolerance.quality)
+    quality, worse = _quality(seen, tolerance.quality) if seen.finite else (None, [])
     said = {
         "examples": len(places),
         "of_examples": len(examples),
@@ -87,7 +87,7 @@ def compare_next_tokens(
         "kl": seen.divergence / max(seen.places, 1) if seen.finite else None,
         "agreement": 1 - len(seen.gaps) / max(seen.places, 1),
         "near_ties": near,
-        "perplexity": _perplexity(seen),
+        "perplexity": _perplexity(seen) if seen.finite else None,
         "quality": quality,
         "tolerance": dataclasses.asdict(tolerance),
     }
@@ -109,13 +109,18 @@ def _places(examples: Examples, artifact: Artifact) -> Places:
         row = number * len(examples) // count
         batch = examples.batch([row], None)
         shape = batch.inputs["tokens"].shape  # type: ignore[union-attr]
-        counted = positions(batch, shape, torch.device("cpu"))[0].nonzero().flatten().tolist()
+        counts = positions(batch, shape, torch.device("cpu"))[0]
+        if single:
+            counts = counts & (artifact.adapter(batch.inputs)[1][0] < artifact.run.longest)  # type: ignore[attr-defined]
+        counted = counts.nonzero().flatten().tolist()
         if counted and single:
             # each row from another place on, so that prefixes of every length are asked about
             each = min(PREFIXES // count, len(counted))
             counted = [counted[int((n + number / count) * len(counted) / each)] for n in range(each)]
         if counted:
             found[row] = counted
+    if not found:
+        raise DataError("no position of the examples counts, so nothing can be compared. Give rows with labels.")
     return found
 
 
@@ -140,11 +145,12 @@ def _add_row(seen: _Seen, student: Student, artifact: Artifact, batch: Batch, ch
         theirs = said.double().log_softmax(-1)
         _add_places(seen, student, ours, theirs, [f"{batch.ids[0]} at {p}" for p in chosen[part].tolist()])
         if labels is not None:
-            picked = [side.gather(-1, labels[part, None])[:, 0] for side in (ours, theirs)]
+            picked = [side.gather(-1, labels[part, None].clamp(min=0))[:, 0] for side in (ours, theirs)]
             nats -= torch.stack([side[labels[part] >= 0].sum() for side in picked])
     if labels is not None:
+        known = (labels >= 0).sum().double()
         for kept, value in zip((seen.ours, seen.theirs), nats, strict=True):
-            kept.append(torch.stack([value, sizes.sum().double(), torch.tensor(float(len(chosen))).double()]))
+            kept.append(torch.stack([value, sizes.sum().double(), known]))
 
 
 def _prefix(tokens: Tensor, at: Tensor, place: int) -> list[int]:
@@ -156,7 +162,8 @@ def _add_places(seen: _Seen, student: Student, ours: Tensor, theirs: Tensor, nam
     """ours, theirs: log-probabilities [n, V]."""
     likeliest = ours.topk(min(LIKELIEST, ours.shape[-1]), -1)
     difference = (likeliest.values - theirs.gather(-1, likeliest.indices)).abs().amax(-1)
-    seen.finite &= bool(difference.isfinite().all())
+    divergence = float((ours.exp() * (ours - theirs)).sum())
+    seen.finite &= bool(difference.isfinite().all()) and math.isfinite(divergence)
     difference = difference.nan_to_num(nan=math.inf, posinf=math.inf)
     other = theirs.argmax(-1)
     gap = likeliest.values[:, 0] - ours.gather(-1, other[:, None])[:, 0]
@@ -164,7 +171,7 @@ def _add_places(seen: _Seen, student: Student, ours: Tensor, theirs: Tensor, nam
     seen.gaps.extend(gap[flipped].tolist())
     seen.largest = max(seen.largest, float(difference.max()))
     seen.total += float(difference.sum())
-    seen.divergence += float((ours.exp() * (ours - theirs)).sum())
+    seen.divergence += divergence
     seen.places += len(ours)
     for n in (flipped.double() * 1e6 + difference.clamp(max=1e5)).topk(min(WORST, len(names))).indices.tolist():
         mine, its = (repr(student.tokenizer.decode([int(i)])) for i in (likeliest.indices[n, 0], other[n]))
@@ -194,7 +201,7 @@ def _perplexity(seen: _Seen) -> dict[str, float] | None:
     if not seen.ours:
         return None
     sums = [torch.stack(side).sum(0) for side in (seen.theirs, seen.ours)]
-    values = [math.exp(min(float(nats / tokens), 700.0)) for nats, _, tokens in sums]
+    values = [math.exp(min(float(nats / tokens.clamp(min=1)), 700.0)) for nats, _, tokens in sums]
     return dict(zip(("value", "student"), values, strict=True))
 
 
@@ -217,6 +224,7 @@ def _beyond(seen: _Seen, said: Mapping[str, Any], tolerance: Tolerance, disagree
     return problems
 
 
+@torch.no_grad()
 def speed(artifact: Artifact, examples: Examples) -> dict[str, Any]:
     """Seconds of one decoded token (a runtime that decodes), or of reading one whole row; one thread, batch 1."""
     batch = examples.batch([0], None)
@@ -262,6 +270,7 @@ def _timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+@torch.no_grad()
 def batch_effect_of(artifact: Artifact, examples: Examples) -> float | None:
     """The largest difference of logits between two rows asked together and one by one; null for one row at a time."""
     if hasattr(artifact.run, "after") or len(examples) < 2:
