@@ -1,6 +1,7 @@
 """Positions that keep as much as they need: Likely, packed and entropy-coded, and draws kept once each."""
 
 import errno
+import json
 import sys
 
 import numpy as np
@@ -232,6 +233,32 @@ def test_draws_without_log_probabilities_have_the_same_gradient():
         gradients.append(torch.autograd.grad(forward_kl(student, teacher).sum(), student)[0])
     assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
     assert torch.allclose(gradients[0], gradients[2], atol=1e-6)
+
+
+def test_a_recording_is_read_from_its_description_alone(tmp_path):
+    """docs/formats.md, with nothing but numpy and safetensors."""
+    from safetensors.numpy import load_file
+
+    recording = again(causal(), Rows.make(6), tmp_path, Likely(0.01, at_most=40, bits=5))
+    about = json.loads((tmp_path / "manifest.json").read_text())["facts"]["logits"]
+    shard = load_file(tmp_path / "shards" / "00000.safetensors")
+    (positions,), width, levels = about["positions"], int(np.ceil(np.log2(about["vocabulary"]))), 2**5
+    start, stop = shard["logits.packed.offsets"][2:4]
+    row = shard["logits.packed"][start:stop]
+    entries, row = int.from_bytes(row[:4].tobytes(), "little"), row[4:]
+    bitmap = -(-(positions * levels + entries) // 8)
+    ones = np.flatnonzero(np.unpackbits(row[:bitmap], bitorder="little")) - np.arange(entries)
+    bits = np.unpackbits(row[bitmap:-positions], bitorder="little")[: entries * width].reshape(entries, width)
+    ids = bits.astype(np.int64) @ (1 << np.arange(width))
+    odds = (row[-positions:].astype(float) - 128) * 12 / 127
+    found = recording(Rows.make(6).batch([2])).logits
+    for position in range(positions):
+        here = ones // levels == position
+        p = (1 - (ones[here] % levels + 0.5) / levels) ** 4
+        p *= 1 / (1 + np.exp(odds[position])) / p.sum()
+        assert found.ids[0, position, : here.sum()].tolist() == ids[here].tolist()
+        assert np.allclose(found.log_probs[0, position, : here.sum()].exp().numpy(), p, rtol=1e-5)
+        assert np.isclose(found.rest[0, position].exp().item(), 1 - p.sum(), rtol=1e-4)
 
 
 # Defects of another library's formats, as they were found (research notes): none may happen here.
