@@ -99,6 +99,25 @@ def test_the_batch_is_bounded_by_tokens_and_changes_nothing(models, texts):
             assert cell is None or cell["value"] == pytest.approx(other.rows[row][name]["value"], rel=1e-4, abs=1e-6)
 
 
+def test_intervals_are_over_documents_and_not_over_their_pieces(models, small_tokenizer):
+    """Documents cut into pieces are resampled whole: the numbers and intervals of rows that hold them whole."""
+    # without a layer there is no attention, so a piece is answered as it is within the whole
+    blind = from_causal(causal.fresh(small_tokenizer, hidden=16, layers=1, heads=2, seed=5).net, small_tokenizer)
+    blind.net.model.layers = torch.nn.ModuleList()
+    texts = [
+        " ".join(["the cat sat on", "a dog ran after", "all of them slept"][: 1 + n % 3] * (2 + n)) for n in range(9)
+    ]
+    found = []
+    for length in (16, 160):
+        rows = pack(texts, small_tokenizer, length, together=False)
+        report = evaluate({"student": blind}, blind, rows, metrics=["bits_per_byte"], costs=False, progress=False)
+        assert report.examples == 9
+        found.append(report.rows["student"]["bits_per_byte"])
+    assert len(pack(texts, small_tokenizer, 16, together=False)) > 20
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert found[0]["low"] < found[0]["value"] < found[0]["high"]
+
+
 def test_every_row_goes_on_from_the_same_beginnings(folder, models, small_tokenizer):
     """Greedy, as transformers' generate without sampling; prompt and text together are the document."""
     found = load_report(folder).generations

@@ -264,7 +264,7 @@ def _cells(
     """Every metric of one row; None where it does not apply."""
     cells: dict[str, Cell] = {}
     for metric in chosen:
-        statistics = asked.statistics[row].get(metric.name)
+        statistics = asked.independent(row, metric)
         found = None if statistics is None else measures.bootstrap(statistics, metric.finish, replicates, seed)
         cells[metric.name] = None if found is None else found.as_json()
     return cells

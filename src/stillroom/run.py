@@ -178,6 +178,7 @@ class Run:
             metrics_of(self.recipe, self.base),
             self.folder / "report",
             metric=settings.metric,
+            training=self.data["pool"],
             replicates=settings.replicates,
             progress=self.progress,
         )

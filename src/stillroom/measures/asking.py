@@ -25,6 +25,17 @@ class Asked:
     teacher_entropy: float | None = None  # nats, mean over positions
     classes: int | None = None
     labelled: int = 0  # examples that count
+    documents: Tensor | None = None  # [N] of rows of texts: the document of which each is a piece
+
+    def independent(self, row: str, metric: Metric) -> list[Tensor] | None:
+        """The statistics of a row of the scoreboard, R tensors [N, S], as what can be resampled: independent examples.
+
+        Pieces of one document are added up (sums add): as examples of their own they would make intervals too narrow.
+        """
+        parts = self.statistics.get(row, {}).get(metric.name)
+        if parts is None or self.documents is None or not hasattr(metric.finish, "of_sums"):
+            return parts
+        return [_added_up(part, self.documents) for part in parts]
 
 
 def ask_all(
@@ -43,6 +54,7 @@ def ask_all(
     pieces: dict[tuple[str, str, int], list[Tensor]] = {}
     asked = Asked(statistics={name: {} for name in rows})
     entropies: list[Tensor] = []
+    documents: list[Tensor | None] = []
     total = len(examples)
     needs_labels = any(not metric.against_teacher for metric in metrics)
     with bar("evaluate", total, shown=shown) as step:
@@ -52,6 +64,7 @@ def ask_all(
             target = _ask(teacher, "teacher", batch, answers)
             asked.labelled += _check_labels(batch, target)
             _note_entropy(target, batch, entropies, asked)
+            documents.append(_document_of_rows(batch))
             for row, seeds in rows.items():
                 for index, model in enumerate(seeds):
                     answer = _ask(model, row, batch, answers)
@@ -67,9 +80,33 @@ def ask_all(
         )
     for (row, name, _), parts in pieces.items():
         asked.statistics[row].setdefault(name, []).append(torch.cat(parts))
+    known = [part for part in documents if part is not None]
+    if len(known) == len(documents):
+        asked.documents = torch.cat(known)
+        asked.labelled = min(asked.labelled, len(asked.documents.unique()))
     if any(len(part) for part in entropies):
         asked.teacher_entropy = float(torch.cat(entropies).double().mean())
     return asked
+
+
+def _document_of_rows(batch: Batch) -> Tensor | None:
+    """[B] the document of each row, where each is of one only."""
+    documents = batch.extra.get("documents")
+    if documents is None or documents.ndim != 2 or (documents[:, :1] < 0).any():
+        return None
+    first = documents[:, :1]
+    return first.squeeze(-1).cpu() if ((documents == first) | (documents < 0)).all() else None
+
+
+def _added_up(statistics: Tensor, documents: Tensor) -> Tensor:
+    """[M, S] of the M documents; NaN for one of which no piece counts."""
+    names, place = documents.unique(return_inverse=True)
+    counts = ~statistics.isnan().any(-1)
+    total = torch.zeros(len(names), statistics.shape[1], dtype=statistics.dtype)
+    total.index_add_(0, place[counts], statistics[counts])
+    seen = torch.zeros(len(names), dtype=torch.bool)
+    seen[place[counts]] = True
+    return total.masked_fill(~seen.unsqueeze(-1), float("nan"))
 
 
 def applies(metric: Metric, row: str, model: Model, teacher: Model) -> bool:

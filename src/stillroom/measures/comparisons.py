@@ -26,7 +26,7 @@ def comparisons_of(
 def _compared(
     rows: Mapping[str, Seeds], asked: Asked, metric: Metric, other: str, replicates: int, seed: int
 ) -> dict[str, Any] | None:
-    ours, theirs = (asked.statistics.get(row, {}).get(metric.name) for row in ("student", other))
+    ours, theirs = (asked.independent(row, metric) for row in ("student", other))
     gap = None if ours is None or theirs is None else paired_bootstrap(ours, theirs, metric.finish, replicates, seed)
     if gap is None:
         return None
