@@ -3,8 +3,10 @@
 fit_language_script.py FOLDER NAME,NAME  trains these entries of TRAININGS, with a checkpoint at every step
 fit_language_script.py FOLDER NAME@STEP  the same, killed once it has logged this step
 fit_language_script.py FOLDER by_hand    a user's own loop over a network that FSDP2 shares out
+fit_language_script.py FOLDER large      a corpus of 240 MB; says by how many MB the process grew, and the corpus' size
 """
 
+import json
 import os
 import signal
 import sys
@@ -77,11 +79,37 @@ def backward(net, batch, factor: float) -> None:
     (factor * sr.divergences.cross_entropy(logits, batch.labels).sum()).backward()
 
 
+def large(folder: Path) -> None:
+    """The rows of a small corpus, many times."""
+    small = packed(folder=folder / "small")
+    times = 2**21 * 10 // small.tokens.size
+    manifest = json.loads((folder / "small" / "manifest.json").read_text())
+    manifest |= {"rows": len(small) * times}
+    (folder / "large").mkdir()
+    for name in ("tokens", "labels", "documents"):
+        content = (folder / "small" / f"{name}.i32").read_bytes()
+        with open(folder / "large" / f"{name}.i32", "wb") as file:
+            file.writelines(content for _ in range(times))
+    (folder / "large" / "manifest.json").write_text(json.dumps(manifest))
+    rows = packed(folder=folder / "large")
+    trained(examples=rows, steps=2)  # what is loaded and compiled once
+    before = _own_memory()
+    trained(examples=rows, steps=20)
+    size = sum(path.stat().st_size for path in (folder / "large").glob("*.i32"))
+    print(_own_memory() - before, size / 2**20)
+
+
+def _own_memory() -> float:
+    """MiB of this process that are no pages of files."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+
 def main(folder: str, names: str) -> None:
     torch.set_num_threads(1)
     for name in names.split(","):
-        if name == "by_hand":
-            by_hand()
+        if name in ("by_hand", "large"):
+            by_hand() if name == "by_hand" else large(Path(folder))
             continue
         name, _, step = name.partition("@")
         first: list[int] = []
@@ -90,6 +118,8 @@ def main(folder: str, names: str) -> None:
             watchers.append(killer(int(step)))
         TRAININGS[name](folder=Path(folder) / name, checkpoint_seconds=0, watchers=watchers)
         print(f"{name}:from-{first[0]}\n", end="", flush=True)
+    if names == "large":
+        return
     kind = str(AcceleratorState().distributed_type).removeprefix("DistributedType.")
     print(f"rank{PartialState().process_index}/{PartialState().num_processes}:{kind}\n", end="", flush=True)
 

@@ -16,6 +16,7 @@ from fit_language_script import ADAM, BOTH, TRAININGS, trained
 from language_fakes import packed, student, teacher, texts, tokenizer
 from stillroom.data import pack, render_apart
 from stillroom.devices import take_step
+from stillroom.digests import data_description
 from stillroom.errors import PairError, UsageError
 from stillroom.language import tokenizer_digest
 from stillroom.language.chat import Chat
@@ -177,3 +178,40 @@ def test_chats_in_another_template_than_the_teachers_are_refused():
         trained(examples=pack(chats, tokenizer(), 64, chat=other), steps=1)
     apart = render_apart(chats, tokenizer(), other, Chat(), 64)
     trained(examples=apart, by=in_own_rendering(teacher()), steps=1)
+
+
+def test_a_corpus_on_disk_is_trained_without_being_read_first(tmp_path):
+    """Memory-mapped rows: a training asks for the rows of its batches, and for no others."""
+    held = packed()
+    pack(texts(), tokenizer(), 32, tmp_path / "c")
+    stored = pack([], tokenizer(), 32, tmp_path / "c")
+    assert data_description(stored) == data_description(held)
+    assert data_description(stored.select(range(5))) == data_description(held.select(range(5)))
+    recording = sr.record(teacher(), held, tmp_path / "r", sr.TopK(4), progress=False)
+    asked: list[int] = []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(stored, name)
+
+        def __len__(self):
+            return len(stored)
+
+        def batch(self, indices, views=None):
+            asked.extend(indices)
+            return stored.batch(indices, views)
+
+    from_disk = trained(examples=Watched(), by=recording, steps=2, batch_size=2)
+    assert len(asked) == 4
+    assert same(from_disk, trained(examples=held, by=recording, steps=2, batch_size=2))
+
+
+@pytest.mark.slow
+def test_a_corpus_larger_than_what_memory_grows_by(tmp_path):
+    """240 MB of rows in a process that grows by less than 60 MB (its own, not the pages of the files)."""
+    script = Path(__file__).parent / "fit_language_script.py"
+    done = subprocess.run([sys.executable, str(script), str(tmp_path), "large"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    grown, size = (float(word) for word in done.stdout.split()[-2:])
+    assert size >= 240
+    assert grown < 60

@@ -78,7 +78,19 @@ def data_description(examples: Examples, batch_size: int = 512) -> dict[str, Any
 
     ``digest`` is sha256 over (id, fingerprint of the unaugmented inputs) in order, without the labels;
     ``labels_digest`` is sha256 over (id, label), null when nothing is labelled. 'unknown' is said openly.
+    Examples that were read whole when they were written (packed tokens in a folder) carry these as ``described``.
     """
+    return {
+        "name": getattr(examples, "name", "unnamed"),
+        "rows": len(examples),
+        "licence": getattr(examples, "licence", "unknown"),
+        "source": getattr(examples, "source", "unknown"),
+        **(getattr(examples, "described", None) or _digests_of(examples, batch_size)),
+    }
+
+
+def _digests_of(examples: Examples, batch_size: int) -> dict[str, Any]:
+    """``digest``, ``labelled`` and ``labels_digest``, from every row."""
     inputs, labels, labelled = hashlib.sha256(), hashlib.sha256(), 0
     for start in range(0, len(examples), batch_size):
         batch = examples.batch(range(start, min(start + batch_size, len(examples))), None)
@@ -90,11 +102,7 @@ def data_description(examples: Examples, batch_size: int = 512) -> dict[str, Any
             for name, label in zip(batch.ids, batch.labels, strict=True):
                 labels.update(f"{name}|".encode() + _tensor_bytes(label))
     return {
-        "name": getattr(examples, "name", "unnamed"),
         "digest": inputs.hexdigest(),
-        "rows": len(examples),
-        "licence": getattr(examples, "licence", "unknown"),
-        "source": getattr(examples, "source", "unknown"),
         "labelled": labelled,
         "labels_digest": labels.hexdigest() if labelled else None,
     }

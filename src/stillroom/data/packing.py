@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stillroom.data.tokens import PADDING, Packed
-from stillroom.digests import file_digest
+from stillroom.digests import data_description, file_digest
 from stillroom.errors import DataError, FolderError, MissingFileError, UsageError
 from stillroom.files import read_json, write_json
 from stillroom.language import boundaries, byte_lengths, tokenizer_digest
@@ -22,6 +22,7 @@ from stillroom.progress import bar
 from stillroom.types import UNLABELLED
 
 FORMAT = "stillroom-tokens/1"
+FILES = ("tokens", "labels", "documents")  # each int32 [N, T]
 OPEN_ROWS = 32  # rows that a document may still be put into: few enough to stream, enough to leave little padding
 TooLong = Literal["split", "refuse"]
 
@@ -69,7 +70,7 @@ def pack(
     rows = _Rows(length, boundaries(tokenizer)[1], together, too_long)
     if folder is None:
         return _in_memory(rows.fill(encoded), rows, settings, about)
-    _write(Path(folder), rows.fill(encoded), rows, settings)
+    _write(Path(folder), rows.fill(encoded), rows, settings, about)
     return _opened(Path(folder), settings, about)
 
 
@@ -179,13 +180,15 @@ def _in_memory(found: Iterator[Row], rows: _Rows, settings: dict[str, Any], abou
     return Packed(tokens, labels, documents, tuple(ids), **about, **kept, facts=rows.facts())
 
 
-def _write(folder: Path, found: Iterator[Row], rows: _Rows, settings: dict[str, Any]) -> None:
-    """Rows appended to three plain files of int32 [N, T]; the manifest, written last, makes them a corpus."""
+def _write(folder: Path, found: Iterator[Row], rows: _Rows, settings: dict[str, Any], about: dict[str, Any]) -> None:
+    """Rows appended to three plain files of int32 [N, T]; the manifest, written last, makes them a corpus.
+
+    It holds the digests that a training or recording asks for, so that these need not read a large corpus first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    names = ("tokens", "labels", "documents")
     ids: list[str] = []
     with ExitStack() as stack:
-        files = [stack.enter_context(open(folder / f"{name}.i32", "wb")) for name in names]
+        files = [stack.enter_context(open(folder / f"{name}.i32", "wb")) for name in FILES]
         for name, *arrays in found:
             ids.append(name)
             for file, array in zip(files, arrays, strict=True):
@@ -193,9 +196,11 @@ def _write(folder: Path, found: Iterator[Row], rows: _Rows, settings: dict[str, 
     if not ids:
         raise DataError("there are no documents. Check the path, the split and the filter.")
     shown = None if rows.together else ids
-    digests = {name: file_digest(folder / f"{name}.i32") for name in names}
-    about = {"format": FORMAT, **settings, "rows": len(ids), "ids": shown, "facts": rows.facts(), "sha256": digests}
-    write_json(folder / "manifest.json", about)
+    digests = {name: file_digest(folder / f"{name}.i32") for name in FILES}
+    manifest = {"format": FORMAT, **settings, "rows": len(ids), "ids": shown, "facts": rows.facts(), "sha256": digests}
+    known = data_description(_mapped(folder, manifest, about))
+    manifest["described"] = {key: known[key] for key in ("digest", "labelled", "labels_digest")}
+    write_json(folder / "manifest.json", manifest)
 
 
 def _opened(folder: Path, settings: dict[str, Any], about: dict[str, Any]) -> Packed:
@@ -203,13 +208,17 @@ def _opened(folder: Path, settings: dict[str, Any], about: dict[str, Any]) -> Pa
     different = [key for key, value in settings.items() if manifest.get(key) != value]
     if manifest.get("format") != FORMAT or different:
         raise FolderError(f"{folder} holds tokens of other settings ({', '.join(different)}). Choose another folder.")
+    return _mapped(folder, manifest, about)
+
+
+def _mapped(folder: Path, manifest: dict[str, Any], about: dict[str, Any]) -> Packed:
     shape = (manifest["rows"], manifest["length"])
     arrays = {}
-    for name in ("tokens", "labels", "documents"):
+    for name in FILES:
         path = folder / f"{name}.i32"
         if not path.is_file() or path.stat().st_size != 4 * shape[0] * shape[1]:
             raise MissingFileError(f"{path} is missing or cut. Delete {folder} and pack again.")
         arrays[name] = np.memmap(path, dtype="<i4", mode="r", shape=shape)
     ids = manifest["ids"] or [f"row {number:08d}" for number in range(shape[0])]
-    kept = {key: settings[key] for key in ("tokenizer", "template", "name", "licence", "source")}
-    return Packed(**arrays, ids=tuple(ids), **about, **kept, facts=manifest["facts"])
+    kept = {key: manifest[key] for key in ("tokenizer", "template", "name", "licence", "source", "facts")}
+    return Packed(**arrays, ids=tuple(ids), **about, **kept, described=manifest.get("described"))

@@ -39,6 +39,7 @@ class Packed:
     licence: str = "unknown"
     source: str = "unknown"
     facts: dict[str, Any] = field(default_factory=dict)  # documents, split, padding share
+    described: dict[str, Any] | None = None  # digests of all rows, where they were taken when the rows were written
 
     augmented = False
     classes = None
@@ -70,7 +71,7 @@ class Packed:
         """These rows only, in this order."""
         rows = np.asarray(list(indices), dtype=np.int64)
         chosen = {name: getattr(self, name)[rows] for name in ("tokens", "labels", "documents")}
-        return Packed(**{**vars(self), **chosen, "ids": tuple(self.ids[row] for row in rows)})
+        return Packed(**{**vars(self), **chosen, "ids": tuple(self.ids[row] for row in rows), "described": None})
 
     @property
     def counted_tokens(self) -> int:
