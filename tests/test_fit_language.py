@@ -1,5 +1,6 @@
 """Language students in training: how it is split, packed, interrupted or kept in memory changes nothing."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -17,11 +18,12 @@ from language_fakes import packed, student, teacher, texts, tokenizer
 from stillroom.data import pack, render_apart
 from stillroom.devices import take_step
 from stillroom.digests import data_description
-from stillroom.errors import PairError, UsageError
+from stillroom.errors import DataError, PairError, UsageError
 from stillroom.language import tokenizer_digest
 from stillroom.language.chat import Chat
 from stillroom.plan import micro_batches
 from stillroom.students import causal
+from stillroom.students.networks import load_student
 from stillroom.teachers.causal import from_causal
 from stillroom.teachers.rendering import in_own_rendering
 
@@ -215,3 +217,69 @@ def test_a_corpus_larger_than_what_memory_grows_by(tmp_path):
     grown, size = (float(word) for word in done.stdout.split()[-2:])
     assert size >= 240
     assert grown < 60
+
+
+def masked(data, rows):
+    """The same data in which nothing counts in these rows."""
+    labels = data.labels.copy()
+    labels[rows] = -100
+    return dataclasses.replace(data, labels=labels)
+
+
+@pytest.mark.parametrize("objective", [BOTH, sr.SoftTargets(), sr.HardLabels()], ids=["both", "soft", "hard"])
+@pytest.mark.parametrize("average", ["position", "example"])
+def test_a_micro_batch_in_which_nothing_counts(objective, average):
+    """trl#5594, Liger#974: NaN from a ragged or all-masked batch."""
+    data = masked(packed(), [0, 3])
+    whole, split = (trained(examples=data, objective=objective, average=average, accumulation=n) for n in (1, 4))
+    assert apart(whole, split) < 1e-6
+    assert all(bool(p.isfinite().all()) for p in split.net.parameters())
+    with pytest.raises(DataError, match=r"no position counts in the batch of \['row 0"):
+        trained(examples=masked(data, slice(None)), objective=sr.SoftTargets(), average=average)
+
+
+def peak_of(run):
+    """MiB by which this process rose at most while it ran."""
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = _memory("VmRSS")
+    run()
+    return _memory("VmHWM") - before
+
+
+def _memory(name):
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1024
+
+
+def test_memory_does_not_grow_with_accumulation():
+    """ms-swift#10097: the logits of every micro-batch of a step were alive at once, 256 of [B, T, V]."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    net = LlamaForCausalLM(LlamaConfig(vocab_size=40_000, tie_word_embeddings=True, **shape))
+    wide, data = causal.from_causal(net, tokenizer()), pack(texts(400), tokenizer(), 64)
+    assert len(data) >= 64
+    one = 4 * 64 * 40_000 * 4 / 2**20  # MiB of the logits of a micro-batch
+
+    def run(parts):
+        settings = {"steps": 2, "batch_size": 4 * parts, "accumulation": parts, "objective": sr.SoftTargets()}
+        return lambda: trained(wide, data, **settings)
+
+    run(1)()  # what is compiled and loaded once
+    few, many = peak_of(run(1)), peak_of(run(16))
+    assert many < few + one
+
+
+def test_a_lora_student_of_a_recording(tmp_path):
+    """axolotl#3206, trl#6610: frozen heads under LoRA, and top-k targets from a file. Trained, saved, opened again."""
+    data, start = packed(), causal.lora(student(), 4)
+    recording = sr.record(teacher(), data, tmp_path / "r", sr.TopK(8), progress=False)
+    losses: list[float] = []
+    settings = {"watchers": [lambda row: losses.append(row.loss)], **ADAM, "learning_rate": 3e-2, "steps": 30}
+    made = trained(start, data, recording, sr.SoftTargets(temperature=1.0), folder=tmp_path / "s", **settings)
+    assert losses[-1] < losses[0] - 0.02
+    assert {name for name, p in made.net.named_parameters() if p.grad is not None} == set()
+    frozen = {name: p for name, p in start.net.named_parameters() if not p.requires_grad}
+    assert all(torch.equal(p, made.net.get_parameter(name)) for name, p in frozen.items())
+    batch = data.batch(range(len(data)))
+    ours, opened = (model.predict(batch).need_logits().compute() for model in (made, load_student(tmp_path / "s")))
+    torch.testing.assert_close(ours, opened, rtol=1e-4, atol=1e-4)
