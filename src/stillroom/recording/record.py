@@ -48,6 +48,7 @@ REASKED = 64  # examples that the fidelity is measured on, or fewer when they ha
 ENOUGH = 4096  # positions
 SHARD_BYTES = 32 << 20  # a kill loses at most one shard's work
 SHARD_ROWS = 4096
+SHARD_POSITIONS = 16384  # of rows of tokens: a minute of asking on a processor
 EVERYTHING = Everything()
 
 
@@ -112,7 +113,8 @@ def _started(job: Job, folder: Path, header: dict[str, Any], shard_rows: int | N
     kept = job.keep(batch, once, answer)
     if shard_rows is None:
         row_bytes = sum(tensor.nbytes for tensor in kept.rows.values()) // len(batch)
-        fitting = min(SHARD_ROWS, SHARD_BYTES // max(1, row_bytes))
+        positions = 1 if batch.mask is None else batch.mask[0].numel()
+        fitting = min(SHARD_ROWS, SHARD_BYTES // max(1, row_bytes), SHARD_POSITIONS // max(1, positions))
         shard_rows = max(1, fitting // job.batch_size) * job.batch_size
     manifest = header | {
         "shard_rows": shard_rows,
