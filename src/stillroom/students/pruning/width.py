@@ -63,7 +63,7 @@ def cut_width(
     together, so a multiple of their number. ``ffn``: neurons per layer, chosen in each layer. ``hidden``: channels, the
     same ones everywhere; norms are scaled so that on the sample their outputs keep their size though fewer channels are
     averaged. The size of a head stays and is written into the configuration.
-    Minitron, arXiv 2407.14679; the scaling of norms is ours (benchmarks/pruning.py shows what it gains). Untrained, half
+    Minitron, arXiv 2407.14679; scaling the norms is ours (benchmarks/pruning.py shows its gain). Untrained, half
     of SmolLM2's neurons are nearer to the whole than twenty of its thirty layers, at fewer parameters.
     Raises UsageError for sizes that do not fit and layers of another build.
     """
