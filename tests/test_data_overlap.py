@@ -86,9 +86,10 @@ def test_packed_documents_are_compared_by_tokens(small_tokenizer):
     copied = "the cat sat on the mat and the dog ran after it and then all of them slept"
     training = pack(["it is a dog that sat there all the day long", f"and so {copied} it slept"], small_tokenizer, 96)
     evaluation = [("copied", f"one day {copied}"), ("own", "nobody here but us, and a very long tale of a king")]
-    for length in (96, 48):
+    for length in (96, 16):
         rows = pack(evaluation, small_tokenizer, length, together=False)
         found = overlap(training, rows, tokenizer=small_tokenizer)
+        assert found.documents == 2  # whole, though 16 tokens hold a part of each
         assert (found.unit, found.n, found.found) == ("tokens", 18, 1)
         (shown,) = found.examples
         assert (shown.evaluation, shown.training) == ("copied", "document 1")

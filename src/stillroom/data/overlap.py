@@ -180,13 +180,25 @@ def _of_texts(documents: Iterable[str | tuple[str, str]]) -> Read:
 
 
 def _of_tokens(packed: Packed) -> Read:
-    """Every document's tokens, without the begin that all share; a document split over rows in its pieces."""
+    """Every document's tokens, without the begin that all share. Pieces in rows of their own are one document again."""
+    waiting: tuple[str, int, list[int]] | None = None  # id, number and ids of a document that the next row may go on
     for row, name in enumerate(packed.ids):
         documents = np.asarray(packed.documents[row])
-        for number in np.unique(documents[documents >= 0]):
+        numbers = np.unique(documents[documents >= 0])
+        for number in numbers.tolist():
             part = np.flatnonzero(documents == number)
-            tokens = np.asarray(packed.tokens[row])[part]
             last = np.asarray(packed.labels[row])[part[-1:]]
-            ids = np.concatenate([tokens[1:], last[last != UNLABELLED]]).astype(np.int64)
-            alone = len(np.unique(documents[documents >= 0])) == 1
-            yield name if alone else f"document {number}", (ids + 1).view(np.uint64) * _ODD, ids.tolist()
+            # a piece begins with the token that was the last label of the piece before
+            ids = [*np.asarray(packed.tokens[row])[part[1:]].tolist(), *last[last != UNLABELLED].tolist()]
+            if waiting is not None and waiting[1] == number:
+                waiting[2].extend(ids)
+                continue
+            if waiting is not None:
+                yield _document(waiting[0], waiting[2])
+            waiting = (name if len(numbers) == 1 else f"document {number}", number, ids)
+    if waiting is not None:
+        yield _document(waiting[0], waiting[2])
+
+
+def _document(name: str, ids: list[int]) -> tuple[str, np.ndarray, list[int]]:
+    return name, (np.array(ids, dtype=np.int64) + 1).view(np.uint64) * _ODD, ids
