@@ -85,7 +85,7 @@ def number(value: float, name: str = "") -> str:
     if name in ("parameters", "flops", "flops_per_token"):
         return scaled(value, ("", "k", "M", "G", "T"))
     if value != 0 and not 1e-3 <= abs(value) < 1e4:
-        return f"{value:.2e}" if abs(value) < 1e-3 else f"{value:,.0f}"
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e6 else f"{value:.2e}"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
 
 
