@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,15 @@ def recompute_activations(net: Any, on: bool) -> None:
     except ValueError as error:
         raise UsageError(f"plan.checkpointing=True is not possible for {type(net).__name__}: {error}.") from None
     net.disable_input_require_grads()  # only the reentrant kind needs it, and it would be left on the embeddings
+
+
+def over_ranks(accelerator: Accelerator, local: Mapping[str, float]) -> dict[str, float]:
+    """The sums over ranks of what each has found."""
+    if accelerator.num_processes == 1:
+        return dict(local)
+    numbers = torch.tensor(list(local.values()), dtype=torch.float64, device=accelerator.device)
+    summed: Any = accelerator.reduce(numbers, "sum")
+    return dict(zip(local, summed.tolist(), strict=True))
 
 
 def finish_trackers(accelerator: Accelerator, folder: Path | None) -> None:

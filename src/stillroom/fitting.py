@@ -24,6 +24,7 @@ from stillroom.devices import (
     accelerator_for,
     finish_trackers,
     optimiser_for,
+    over_ranks,
     recompute_activations,
     seed_draws,
     take_step,
@@ -199,7 +200,7 @@ class _Run:
         seed_draws(plan.seed, self.step, self.rank, accelerator.device)
         batches, side = self._batches()
         weights = [weights_of(batch, side.objective, plan.average, share) for batch, share in batches]
-        totals = self._totals(weights)
+        totals = over_ranks(accelerator, totals_of(weights))  # what each term is divided by
         check_counts(totals, batches[0][0])
         self._check_seen(totals)
         self.net.train()
@@ -220,7 +221,7 @@ class _Run:
         if rollouts is None or self.tally is None or not rollouts.due(plan, self.step, self.total):
             return micro_batches(plan, self.examples, self.step, self.views, self.rank, self.ranks), self
         batches = rollouts.batches(self.live, plan, self.step, self.rank, self.ranks)
-        self.tally.add(self._over_ranks(rollouts.counts(batches)))
+        self.tally.add(over_ranks(self.accelerator, rollouts.counts(batches)))
         return batches, rollouts
 
     def _backward(
@@ -245,18 +246,6 @@ class _Run:
     def _ask(self, batch: Batch, teacher: Model | None) -> Signal:
         return Signal() if teacher is None else teacher(batch).to(self.accelerator.device)
 
-    def _totals(self, weights: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-        """What each term's sum is divided by: its weights in this step, over micro-batches and ranks."""
-        return self._over_ranks(totals_of(weights))
-
-    def _over_ranks(self, local: Mapping[str, float]) -> dict[str, float]:
-        """The sums over ranks of what each has found."""
-        if self.ranks == 1:
-            return dict(local)
-        numbers = torch.tensor(list(local.values()), dtype=torch.float64, device=self.accelerator.device)
-        summed: Any = self.accelerator.reduce(numbers, "sum")
-        return dict(zip(local, summed.tolist(), strict=True))
-
     def _check_seen(self, totals: Mapping[str, float]) -> None:
         for name, total in totals.items():
             self.seen[name] = self.seen.get(name, 0.0) + total
@@ -278,7 +267,7 @@ class _Run:
             parameter.grad = self.accelerator.reduce(parameter.grad, "mean")  # type: ignore[assignment]
 
     def _row(self, terms: Mapping[str, float]) -> Step:
-        terms = self._over_ranks(terms)
+        terms = over_ranks(self.accelerator, terms)
         seen = self.plan.examples_before(self.step, len(self.examples))
         rate = self.plan.learning_rate_at(self.step, self.total)
         written = self.tally.state_dict() if self.tally else {}
