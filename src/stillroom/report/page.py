@@ -253,6 +253,8 @@ def _provenance(stages: Stages) -> list[tuple[str, str]]:
     fidelity = recording.get("fidelity") or {}
     if isinstance(fidelity.get("kl"), int | float):
         lines.append(("Recording", f"{fidelity['kl']:.2g} nats from the live teacher, on a re-asked sample"))
+    for choice in (student.get("made_by") or {}).get("pruned", ()):
+        lines.append((f"Cut from the teacher: {choice['cut']}", _choice(choice)))
     if student.get("objective") is not None:
         lines.append(("Trained on", _method(student)))
     if student.get("content_digest"):
@@ -260,6 +262,13 @@ def _provenance(stages: Stages) -> list[tuple[str, str]]:
     if stages.passport is not None:
         lines.append(("Passport", "passport.json, beside this report"))
     return lines
+
+
+def _choice(choice: Mapping[str, Any]) -> str:
+    """'30 to 14 by KL without each layer, removed 3, 4, 5', as the choice says."""
+    removed = choice.get("removed")
+    gone = f"removed {', '.join(map(str, removed))}" if removed and len(removed) <= 64 else None
+    return _joined(f"{choice['before']:,} to {choice['after']:,}, chosen by {choice['by']}", gone)
 
 
 def _method(student: Mapping[str, Any]) -> str:
