@@ -149,6 +149,33 @@ def test_the_explicit_mask_is_that_of_transformers(student, rows):
     torch.testing.assert_close(ours, own.logits, rtol=1e-4, atol=1e-5)
 
 
+def test_eight_bits_in_onnx_round_the_weights_alone():
+    """Outliers among activations: rounded together with their row, everything else in it is lost."""
+    from stillroom.exporting import onnx_int8, onnx_runtime
+
+    onnx = onnx_runtime.library("onnx")
+    table = torch.randn(64, 48).numpy()
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "table"], ["y"])],
+        "one",
+        [onnx.helper.make_tensor_value_info("x", 1, ["batch", "length", 64])],
+        [onnx.helper.make_tensor_value_info("y", 1, ["batch", "length", 48])],
+        [onnx.numpy_helper.from_array(table, "table")],
+    )
+    opset = [onnx.helper.make_opsetid("", 20)]
+    content = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+    x = torch.randn(1, 5, 64)
+    x[0, 0] *= 1000
+    rounded, said = onnx_int8.quantise(content, ("x",), [(x,)], "next_token")
+    assert said["method"] == "weights"
+    exact = x @ torch.from_numpy(table)
+    error = (onnx_runtime.run_of(rounded)((x,)) - exact).abs().amax(-1) / exact.abs().amax(-1)
+    assert error.max() < 0.02
+    dynamic, _ = onnx_int8.quantise(content, ("x",), [(x,)], "values")
+    lost = (onnx_runtime.run_of(dynamic)((x,)) - exact).abs().amax(-1) / exact.abs().amax(-1)
+    assert lost[0, 1:].max() > 0.5
+
+
 def test_sliding_windows_are_masked(small_tokenizer, rows):
     """Gemma 3: layers of two kinds, one of which looks at few positions only; softcaps and scaled embeddings."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig

@@ -37,7 +37,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "f32": Tolerance(difference=2e-3, agreement=1.0, error=1e-5, quality=None),
     "bf16": Tolerance(difference=None, agreement=0.9, error=0.02, quality=0.02),
     "q8_0": Tolerance(difference=None, agreement=0.9, error=0.02, quality=0.02),
-    "int8": Tolerance(difference=None, agreement=0.85, error=0.1, quality=0.05),
+    "int8": Tolerance(difference=None, agreement=0.9, error=0.02, quality=0.02),
 }
 
 Places = Mapping[int, Sequence[int]]  # row of the examples -> the positions in it that are compared
