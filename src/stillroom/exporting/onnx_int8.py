@@ -26,7 +26,7 @@ def quantise(
     """The int8 model, and which way was chosen, why, and what each candidate kept on the calibration inputs.
 
     Language models: their weights alone, in blocks of 32 as q8_0 has them, since activations rounded together lose what
-    an outlier leaves (8 layers of SmolLM2: a KL of 0.24 nats, not 0.0005). Other transformers: dynamic (their activations
+    an outlier leaves (8 layers of SmolLM2: KL 0.24 nats, not 0.0005). Other transformers: dynamic (their activations
     have outliers that a fixed range cuts). Convolutions: static, unless it keeps clearly less. Everything else:
     whichever keeps more, then whichever is smaller.
     """
