@@ -8,12 +8,12 @@ from torch import nn
 from stillroom.digests import state_digest
 from stillroom.errors import MissingFileError, UsageError
 from stillroom.network import Columns
+from stillroom.places import locate
 from stillroom.students.architectures import mlp
 from stillroom.students.networks import Student, save_student
 from stillroom.students.teaching import from_run
 from stillroom.teachers.heads import STRENGTHS, choose_strength, fit_head
 from stillroom.teachers.networks import from_factory, from_network
-from stillroom.places import locate
 from stillroom.types import Batch, Model
 
 

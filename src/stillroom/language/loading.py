@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,8 @@ def _convert(place: Place, file: str, folder: Path) -> str:
     plain.load_state_dict(net.state_dict())
     making = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     making.mkdir(parents=True, exist_ok=True)
-    plain.save_pretrained(making)
+    with _quiet():
+        plain.save_pretrained(making)
     tokenizer.save_pretrained(making)
     try:
         making.rename(folder)
@@ -90,16 +93,14 @@ def _cache() -> Path:
 def _pretrained(kind: str, place: Place, name: str, **options: Any) -> Any:
     try:
         import transformers
-        from transformers.utils import logging
     except ImportError as error:
         raise missing_extra("transformers", "text") from error
-    shown = logging.is_progress_bar_enabled()
+    local = place.local or Path(name).is_dir()
     try:
-        logging.disable_progress_bar()  # its bar per tensor says nothing to a person who asked for a model
-        local = place.local or Path(name).is_dir()
-        return getattr(transformers, kind).from_pretrained(
-            name, trust_remote_code=False, local_files_only=local, **options
-        )
+        with _quiet():
+            return getattr(transformers, kind).from_pretrained(
+                name, trust_remote_code=False, local_files_only=local, **options
+            )
     except ImportError as error:
         raise missing_extra("gguf", "gguf") from error
     except (OSError, ValueError, KeyError) as error:
@@ -108,6 +109,17 @@ def _pretrained(kind: str, place: Place, name: str, **options: Any) -> Any:
             f"{place.source} cannot be loaded as a causal language model ({reason}) Check that it holds config.json, "
             "weights and tokenizer files; without a connection to a hub, give a folder, a package or a GGUF file."
         ) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar per tensor or file: it says nothing to a person who asked for a model."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -124,6 +136,7 @@ def write_folder(net: Any, tokenizer: Any, folder: Path) -> None:
     if hasattr(net, "merge_and_unload"):
         net.save_pretrained(folder / "adapter")
         plain = copy.deepcopy(net).merge_and_unload()
-    plain.save_pretrained(folder, max_shard_size="1TB")
+    with _quiet():
+        plain.save_pretrained(folder, max_shard_size="1TB")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

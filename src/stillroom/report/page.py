@@ -253,8 +253,8 @@ def _provenance(stages: Stages) -> list[tuple[str, str]]:
     fidelity = recording.get("fidelity") or {}
     if isinstance(fidelity.get("kl"), int | float):
         lines.append(("Recording", f"{fidelity['kl']:.2g} nats from the live teacher, on a re-asked sample"))
-    for choice in (student.get("made_by") or {}).get("pruned", ()):
-        lines.append((f"Cut from the teacher: {choice['cut']}", _choice(choice)))
+    cuts = (student.get("made_by") or {}).get("pruned", ())
+    lines += [(f"Cut from the teacher: {choice['cut']}", _choice(choice)) for choice in cuts]
     if student.get("objective") is not None:
         lines.append(("Trained on", _method(student)))
     if student.get("content_digest"):
