@@ -265,3 +265,9 @@ def test_renderings_whose_answers_differ_are_refused(small_tokenizer):
     assert other != small_tokenizer.chat_template
     with pytest.raises(PairError, match="conversation 'one': the student's rendering counts"):
         render_apart([("one", CHAT)], small_tokenizer, Chat(), Chat(template=other), length=128)
+
+
+def test_a_prediction_has_no_gradient_though_it_holds_the_head(student, small_tokenizer):
+    logits = student.predict(pack(TEXTS, small_tokenizer, 32).batch([0])).need_logits()
+    assert not logits.weight.requires_grad
+    assert not logits.compute().requires_grad

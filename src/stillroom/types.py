@@ -59,6 +59,11 @@ class _Logits:
     def __getitem__(self: T, index: Index) -> T:
         return self.map(lambda tensor: tensor[index])  # type: ignore[attr-defined]
 
+    def detach(self: T) -> T:
+        """The same logits without gradient, a head's included."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return type(self)(**{name: v.detach() if isinstance(v, Tensor) else v for name, v in fields.items()})
+
 
 @dataclass(frozen=True, eq=False)
 class Dense(_Logits):
@@ -176,7 +181,8 @@ class Signal:
         )
 
     def detach(self) -> Signal:
-        return self.map(Tensor.detach)
+        logits = None if self.logits is None else self.logits.detach()
+        return dataclasses.replace(self.map(Tensor.detach), logits=logits)
 
     def to(self, device: torch.device | str) -> Signal:
         return self.map(lambda tensor: tensor.to(device))

@@ -87,7 +87,7 @@ class Student:
         was_training = self.net.training
         self.net.eval()
         try:
-            return self(batch)
+            return self(batch).detach()  # a language model answers with its head, a parameter
         finally:
             self.net.train(was_training)
 
