@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from stillroom import provenance as provenance
     from stillroom import testing as testing
     from stillroom.checking import preflight as preflight
+    from stillroom.data import Packed as Packed
     from stillroom.data import Table as Table
+    from stillroom.data import pack as pack
     from stillroom.errors import StillroomError as StillroomError
     from stillroom.evaluation import Report as Report
     from stillroom.evaluation import evaluate as evaluate
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from stillroom.plan import Plan as Plan
     from stillroom.recording import Everything as Everything
     from stillroom.recording import Features as Features
+    from stillroom.recording import Hidden as Hidden
+    from stillroom.recording import Likely as Likely
     from stillroom.recording import Recording as Recording
     from stillroom.recording import Sampled as Sampled
     from stillroom.recording import TopK as TopK
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from stillroom.students import Student as Student
     from stillroom.teachers import ensemble as ensemble
     from stillroom.teachers import from_network as from_network
+    from stillroom.teachers.causal import causal_lm as causal_lm
     from stillroom.types import Batch as Batch
     from stillroom.types import Dense as Dense
     from stillroom.types import Examples as Examples
@@ -56,7 +61,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "stillroom": ("divergences", "likeness", "provenance", "testing"),
-    "stillroom.data": ("Table",),
+    "stillroom.data": ("Packed", "Table", "pack"),
     "stillroom.errors": ("StillroomError",),
     "stillroom.evaluation": ("Report", "evaluate"),
     "stillroom.exporting": ("Artifact", "export"),
@@ -68,10 +73,11 @@ _PLACES = {
     "stillroom.objectives_on_policy": ("SampledReverseKL",),
     "stillroom.plan": ("Plan",),
     "stillroom.checking": ("preflight",),
-    "stillroom.recording": ("Everything", "Features", "Recording", "Sampled", "TopK", "record"),
+    "stillroom.recording": ("Everything", "Features", "Hidden", "Likely", "Recording", "Sampled", "TopK", "record"),
     "stillroom.rollouts": ("Rollouts",),
     "stillroom.students": ("Student",),
     "stillroom.teachers": ("ensemble", "from_network"),
+    "stillroom.teachers.causal": ("causal_lm",),
     "stillroom.types": (
         "Batch",
         "Dense",
