@@ -45,6 +45,7 @@ peers:  # the other libraries, in an environment of their own
 
 bench: setup peers  ## ratios against named peers and limits, into benchmarks/results
 	$(BIN)/python benchmarks/head_step.py
+	$(BIN)/python benchmarks/language_throughput.py
 	$(BIN)/python benchmarks/recorded_epoch.py
 
 wheel: setup  ## build the wheel into dist/
