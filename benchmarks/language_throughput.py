@@ -195,7 +195,7 @@ def measure(rounds: int, count: int) -> dict[str, Any]:
             "rounds": rounds,
             "keep": {name: repr(keep) for name, keep in KEEPS.items()},
             "plan": dataclasses.asdict(PLAN),
-            "column_sampling": repr(SAMPLED),
+            "keep_columns": SAMPLED.keep_columns,
         },
         "parameters": {size: sum(p.numel() for p in s.net.parameters()) for size, s in students.items()},
         "environment": {**environment(), "threads": 1},
