@@ -67,13 +67,11 @@ def optimiser_for(plan: Plan, parameters: list[nn.Parameter], shared: bool = Fal
     return torch.optim.AdamW(parameters, **rest)
 
 
-def take_step(optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], learning_rate: float) -> None:
+def take_step(optimiser: torch.optim.Optimizer, learning_rate: float) -> None:
     """Change the parameters by their gradients, and forget these."""
     for group in optimiser.param_groups:
         group["lr"] = learning_rate
     optimiser.step()
-    # a fused step does not say that it wrote, and copies of the parameters that go by their version would stay old
-    torch.autograd.graph.increment_version(parameters)
     optimiser.zero_grad()
 
 

@@ -212,7 +212,7 @@ class _Run:
         self._share_gradients()
         norm: Any = accelerator.clip_grad_norm_(self.parameters, plan.clip_norm or math.inf)
         terms = check_finite(sums, sharding.gathered(norm), plan, self.step, self.total)
-        take_step(self.optimiser, self.parameters, plan.learning_rate_at(self.step, self.total))
+        take_step(self.optimiser, plan.learning_rate_at(self.step, self.total))
         return terms
 
     def _batches(self) -> tuple[list[tuple[Batch, float]], Any]:

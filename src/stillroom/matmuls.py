@@ -17,7 +17,7 @@ from stillroom.types import Projected
 
 _BLOCK = 2**22  # numbers of a [V, D] that are held at once beside the head and its gradient
 _IDS = 1024  # of the head's rows at a time on a CPU: their logits stay in its cache while they are summed over D
-_copies: Any = WeakTensorKeyDictionary()  # head -> (its version and address, its copy in a lower precision)
+_copies: Any = WeakTensorKeyDictionary()  # head -> its copy in a lower precision
 
 
 def dtype_of(head: Projected) -> torch.dtype:
@@ -30,20 +30,18 @@ def dtype_of(head: Projected) -> torch.dtype:
 
 
 def in_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The head without gradient in another precision; a lower one is made once, kept, and written anew when it changed.
+    """The head without gradient in another precision. The memory of a lower one is kept, and written at every call.
 
-    Noticed as autograd notices it, by the tensor's version, and by its address; a write through ``weight.data`` is not.
-    The copy lives as long as the head.
+    Whether the head has changed is not known: a fused optimiser leaves no mark, nor does a write through
+    ``weight.data``. Writing costs a small part of one product with it; the copy lives as long as the head.
     """
-    if dtype.itemsize >= weight.dtype.itemsize or weight.is_inference():  # which has no version
+    if dtype.itemsize >= weight.dtype.itemsize or weight.is_inference():
         return weight.detach().to(dtype)
-    mark = weight._version, weight.data_ptr()
-    seen, copy = _copies.get(weight) or (None, None)
+    copy = _copies.get(weight)
     if copy is None or copy.dtype != dtype or copy.shape != weight.shape or copy.device != weight.device:
-        copy = weight.detach().to(dtype)
-    elif seen != mark:
+        _copies[weight] = copy = weight.detach().to(dtype)
+    else:
         copy.copy_(weight.detach())  # fresh memory would cost more time than the conversion
-    _copies[weight] = mark, copy
     return copy
 
 
