@@ -44,6 +44,7 @@ def test_every_changed_field_changes_the_description():
     start = settings.describe(Plan())
     for field in dataclasses.fields(Plan):
         others = {"schedule": "linear", "optimiser": "sgd", "precision": "bf16", "average": "example", "warmup": 0.5}
+        others["checkpointing"] = True
         other = others.get(field.name, 17)
         assert settings.describe(dataclasses.replace(Plan(batch_size=64), **{field.name: other})) != start
 
