@@ -31,6 +31,7 @@ chromium:  # one test reads the report in a browser; where it cannot be installe
 	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || true
 
 slow: setup  ## the tests that take minutes or need peers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-slow.txt
 	$(BIN)/python -m pytest -m slow
 
 lint: setup  ## ruff, pyright, import-linter, codespell
@@ -46,6 +47,8 @@ peers:  # the other libraries, in an environment of their own
 bench: setup peers  ## ratios against named peers and limits, into benchmarks/results
 	$(BIN)/python benchmarks/head_step.py
 	$(BIN)/python benchmarks/language_throughput.py
+	$(BIN)/python benchmarks/recording_formats.py
+	$(BIN)/python benchmarks/pruning.py
 	$(BIN)/python benchmarks/recorded_epoch.py
 
 wheel: setup  ## build the wheel into dist/
