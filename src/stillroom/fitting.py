@@ -142,7 +142,7 @@ class _Run:
         self.objective, self.learned = self._build(objective, live)
         self.shared = sharding.is_shared_out(self.accelerator)
         if self.shared:
-            sharding.check_shareable(objective, bool(self.learned), rollouts)
+            sharding.check_shareable(objective, bool(self.learned))
         own = [p for p in live.net.parameters() if p.requires_grad]
         if not own:
             raise UsageError("the student has no trainable parameter. Check requires_grad.")

@@ -44,15 +44,10 @@ def is_shared_out(accelerator: Accelerator) -> bool:
     return accelerator.is_fsdp2
 
 
-def check_shareable(objective: Any, learned: bool, rollouts: Any) -> None:
+def check_shareable(objective: Any, learned: bool) -> None:
     """Raise UsageError for what a network that is shared out cannot be trained with."""
     if learned:
         raise UsageError(f"{objective} learns, and what it learns is not shared out. Launch without --use_fsdp.")
-    if rollouts is not None:
-        raise UsageError(
-            "a student that is shared out cannot write rollouts: ranks must take the same number of passes, and texts "
-            "differ in length. Launch without --use_fsdp."
-        )
 
 
 def state_of(net: nn.Module) -> dict[str, Tensor]:
