@@ -1,5 +1,6 @@
 """Causal language models: what they answer, what their ids mean, their folders, and chats."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -160,7 +161,8 @@ def test_a_student_folder_opens_with_transformers_alone(student, small_tokenizer
 
 def test_lora_trains_its_adapters_only_and_is_saved_merged(student, small_tokenizer, tmp_path):
     rows = pack(TEXTS, small_tokenizer, 32)
-    adapted = causal.lora(student, 4)
+    adapted = causal.lora(dataclasses.replace(student, made_by={"pruned": []}), 4)
+    assert adapted.made_by == {"pruned": []}  # how its base was made
     teacher = from_causal(causal.fresh(small_tokenizer, hidden=32, seed=1, heads=2).net, small_tokenizer)
     plan = sr.Plan(steps=3, batch_size=2)
     trained = sr.fit(adapted, teacher, rows, sr.SoftTargets(), plan=plan, folder=tmp_path / "l", progress=False)

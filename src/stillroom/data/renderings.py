@@ -11,12 +11,11 @@ import numpy as np
 import torch
 
 from stillroom.data.packing import pack
+from stillroom.data.pairs import NOWHERE
 from stillroom.data.tokens import Packed
 from stillroom.errors import DataError, PairError
 from stillroom.language.chat import Chat, Message
 from stillroom.types import UNLABELLED, Batch
-
-NOWHERE = -1
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ class Hidden:
     outlier costs its own channel and example alone, and nothing depends on the order of asking. Per position D bits / 8
     bytes, and per example 4D: for T positions 4D / T more. 16 bits are plain float16.
 
-    Needs a teacher with Projected logits. The most faithful per byte where D is small; TopK and Likely are smaller,
+    Needs a teacher with Projected logits. The closest to the teacher after Everything; TopK and Likely are smaller,
     and training reads them without the teacher's head (docs/formats.md has the figures).
     """
 

@@ -6,6 +6,7 @@ A folder of such a student loads with transformers alone; student.json beside it
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def lora(student: Student, rank: int = 16, alpha: float | None = None, seed: int
         torch.manual_seed(seed)
         net: Any = get_peft_model(copy.deepcopy(student.net), config)  # type: ignore[arg-type]
     head_of(net)  # refuses an adapter on the head
-    return from_causal(net, student.tokenizer, student.name)
+    return dataclasses.replace(student, net=net)
 
 
 def adapted(
