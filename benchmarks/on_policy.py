@@ -6,8 +6,8 @@ SmolLM2-135M over the ids that the domain needs (docstrings of Python's standard
 layers. Every seed: a recorded phase, then each arm goes on from that same student for the same number of steps, batch
 and learning rate. What counts: after prompts that nobody trained on, the student writes, and per token we take
 KL(student || teacher), and per byte the teacher's nats. Each cell is kept in the folder, so a stopped run goes on.
-Settings were fixed before the first result was seen; the list of arms was changed after the first seed. The run is small
-on purpose (minutes of one core): read the differences, not the level.
+Settings were fixed before the first result was seen; the list of arms was changed after the first seed. The run is
+small on purpose (minutes of one core): read the differences, not the level.
 """
 
 from __future__ import annotations
