@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -117,6 +118,27 @@ def test_ids_beyond_the_vocabulary_are_refused(student):
     batch = sr.types.Batch(("x",), {"tokens": torch.tensor([[1, 400]]), "positions": torch.tensor([[0, 1]])})
     with pytest.raises(UsageError, match="token id 400 lies outside the model's vocabulary of"):
         student(batch)
+
+
+def test_one_network_answers_two_threads(student):
+    """A second question that comes in while the first is answered (a server) does not change the first answer."""
+    first, second = torch.tensor([[1, 2, 3]]), torch.tensor([[4, 5]])
+    alone, other = (next_token(student.net, asked, torch.arange(asked.shape[1])[None]) for asked in (first, second))
+    meanwhile = []
+
+    def interrupt(*_):
+        if not meanwhile:
+            meanwhile.append(None)
+            with ThreadPoolExecutor(1) as pool:
+                meanwhile[0] = pool.submit(next_token, student.net, second, torch.arange(2)[None]).result()
+
+    hook = student.net.get_output_embeddings().register_forward_hook(interrupt)  # the decoder has answered by then
+    try:
+        answered = next_token(student.net, first, torch.arange(3)[None])
+    finally:
+        hook.remove()
+    torch.testing.assert_close(answered.hidden, alone.hidden)
+    torch.testing.assert_close(meanwhile[0].hidden, other.hidden)
 
 
 def test_the_digest_is_of_what_ids_mean(small_tokenizer, smollm2, tmp_path):

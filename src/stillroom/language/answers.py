@@ -5,6 +5,7 @@ Works with any transformers causal LM whose logits are softcap(scale * head(hidd
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -26,7 +27,13 @@ def next_token(net: nn.Module, tokens: Tensor, positions: Tensor) -> Projected:
     inner = unwrapped(net)
     _check_ids(inner, tokens)
     caught: list[Tensor] = []
-    hook = inner.get_decoder().register_forward_hook(lambda _module, _args, output: caught.append(_last(output)))
+    caller = threading.get_ident()  # one network may answer several threads at a time: each keeps its own
+
+    def catch(_module: nn.Module, _args: Any, output: Any) -> None:
+        if threading.get_ident() == caller:
+            caught.append(_last(output))
+
+    hook = inner.get_decoder().register_forward_hook(catch)
     none = torch.empty(0, dtype=torch.int64, device=tokens.device)  # of the logits that it would compute: none
     try:
         net(input_ids=tokens, position_ids=positions, use_cache=False, logits_to_keep=none)
