@@ -31,7 +31,7 @@ from stillroom.language import load_causal
 from stillroom.measures import nats_and_bytes_of_texts
 from stillroom.measures.bootstrap import bootstrap, paired_bootstrap
 from stillroom.measures.sums import RatioOfSums
-from stillroom.objectives_across import AlignedTargets, SpanLikelihood, UniversalLogits
+from stillroom.objectives.across import AlignedTargets, SpanLikelihood, UniversalLogits
 from stillroom.students import causal
 from stillroom.students.pruned import cut_vocabulary
 from stillroom.teachers.across import across

@@ -22,8 +22,8 @@ from torch.distributed.fsdp import fully_shard
 import stillroom as sr
 from language_fakes import packed, student, teacher
 from stillroom.errors import UsageError
-from stillroom.features import MatchFeatures
 from stillroom.language import next_token
+from stillroom.objectives.features import MatchFeatures
 from stillroom.students import causal
 from stillroom.students.networks import Student
 

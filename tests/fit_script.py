@@ -16,8 +16,8 @@ import torch
 from accelerate import PartialState
 
 from fit_fakes import rows, sequences, student, teacher, trained
-from stillroom.features import MatchFeatures
 from stillroom.objectives import HardLabels, Mix, SoftTargets
+from stillroom.objectives.features import MatchFeatures
 
 BOTH = Mix({SoftTargets(): 0.7, HardLabels(): 0.3})
 WITH_FEATURES = Mix({BOTH: 1.0, MatchFeatures({"0": "0"}): 0.5})

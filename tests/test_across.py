@@ -11,7 +11,7 @@ from stillroom.data import pack, pair
 from stillroom.errors import DataError, PairError, SignalError, UsageError
 from stillroom.language import boundaries, byte_lengths
 from stillroom.language.vocabularies import map_between
-from stillroom.objectives_across import AlignedTargets
+from stillroom.objectives.across import AlignedTargets
 from stillroom.students import causal
 from stillroom.teachers.across import across
 from stillroom.teachers.causal import from_causal

@@ -10,7 +10,7 @@ import stillroom as sr
 from stillroom.data import pair
 from stillroom.errors import DataError, SignalError
 from stillroom.objectives import masked_mean
-from stillroom.objectives_across import AlignedTargets, SpanLikelihood, UniversalLogits, aligned_positions
+from stillroom.objectives.across import AlignedTargets, SpanLikelihood, UniversalLogits, aligned_positions
 from stillroom.students import causal
 from stillroom.teachers.across import across
 from stillroom.types import Batch, Dense, Projected, Signal, Sparse
@@ -128,7 +128,7 @@ def test_gradients_are_those_of_the_value_and_none_reaches_the_teacher(objective
 @pytest.mark.parametrize("kind", ["dense", "sparse", "projected"])
 def test_a_projected_student_by_chunks_gives_the_same(objective, kind, monkeypatch):
     """No [B, T, V]: the head runs by chunks of one position here, with the values and gradients of the whole."""
-    monkeypatch.setattr("stillroom.projection._FEWEST", 1)
+    monkeypatch.setattr("stillroom.divergences.projection._FEWEST", 1)
     monkeypatch.setenv("STILLROOM_CHUNK_MIB", "1e-6")
     batch = batch_by_hand()
     hidden, weight = torch.randn(2, 4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from stillroom import projection
-from stillroom.divergences import bind, forward_kl, jensen_shannon, reverse_kl
+from stillroom.divergences import bind, forward_kl, jensen_shannon, projection, reverse_kl
 from stillroom.errors import PairError, ShapeError, SignalError
 from stillroom.types import Dense, Projected, Sparse
 from test_divergences import CASES, INFINITE, every, finite, logits

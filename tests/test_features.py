@@ -7,10 +7,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fit_fakes import WIDTH, apart, rows, same, seeded, student, teacher, trained
 from stillroom.errors import ShapeError, SignalError, UsageError
-from stillroom.features import MatchFeatures, MatchRelations
 from stillroom.likeness import attention_transfer, mean_squared, relational_distance
 from stillroom.network import captured
 from stillroom.objectives import HardLabels, Mix, SoftTargets, built
+from stillroom.objectives.features import MatchFeatures, MatchRelations
 from stillroom.types import Batch, Signal
 
 

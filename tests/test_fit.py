@@ -10,7 +10,6 @@ from torch import nn
 
 from fit_fakes import CLASSES, Double, apart, rows, same, seeded, sequences, state, student, teacher, trained
 from stillroom.data import Noise, Table
-from stillroom.devices import accelerator_for
 from stillroom.digests import state_digest
 from stillroom.errors import (
     DataError,
@@ -20,9 +19,10 @@ from stillroom.errors import (
     SignalError,
     UsageError,
 )
-from stillroom.features import MatchRelations
 from stillroom.fitting import fit
+from stillroom.fitting.devices import accelerator_for
 from stillroom.objectives import HardLabels, MatchValues, Mix, SoftTargets, masked_mean
+from stillroom.objectives.features import MatchRelations
 from stillroom.plan import Plan, micro_batches, resolved, totals_of, weights_of
 from stillroom.recording import record
 from stillroom.students.architectures import bag_of_words
@@ -502,7 +502,7 @@ def test_trackers_that_cannot_be_used(tmp_path, monkeypatch):
         trained(BOTH, rows(), by=teacher(), trackers=("tensorboard",))
     with pytest.raises(UsageError, match=r"no tracker 'tensorbord'; did you mean 'tensorboard'\?"):
         trained(BOTH, rows(), by=teacher(), folder=tmp_path / "s", trackers=("tensorbord",))
-    monkeypatch.setattr("stillroom.devices.get_available_trackers", list)
+    monkeypatch.setattr("stillroom.fitting.devices.get_available_trackers", list)
     with pytest.raises(MissingExtraError, match=r"stillroom\[track\]"):
         trained(BOTH, rows(), by=teacher(), folder=tmp_path / "s", trackers=("tensorboard",))
     with pytest.raises(MissingExtraError, match="wandb is not installed"):

@@ -10,8 +10,8 @@ import torch
 
 from fit_fakes import rows, teacher, trained
 from fit_script import BOTH, TRAININGS
-from stillroom.devices import accelerator_for
 from stillroom.errors import FolderError
+from stillroom.fitting.devices import accelerator_for
 
 SCRIPT = Path(__file__).parent / "fit_script.py"
 
@@ -80,7 +80,7 @@ def test_the_scaler_of_fp16_is_kept(tmp_path, monkeypatch):
         scalers.append(made.scaler)
         return made
 
-    monkeypatch.setattr("stillroom.fitting.accelerator_for", scaled)
+    monkeypatch.setattr("stillroom.fitting.loop.accelerator_for", scaled)
     settings = {"folder": tmp_path / "s", "by": teacher(), "steps": 12, "checkpoint_seconds": 0}
     with pytest.raises(KeyboardInterrupt):
         trained(BOTH, rows(), watchers=[stopped_at(8)], **settings)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from stillroom import divergences
 from stillroom.errors import DataError, ShapeError, SignalError, UsageError
-from stillroom.features import MatchFeatures, MatchRelations
 from stillroom.likeness import cosine, huber
 from stillroom.objectives import (
     HardLabels,
@@ -24,6 +23,7 @@ from stillroom.objectives import (
     position_weights,
     weighted_sum,
 )
+from stillroom.objectives.features import MatchFeatures, MatchRelations
 from stillroom.types import Batch, Dense, Projected, Signal, Sparse
 
 NOTHING = Signal()

@@ -6,7 +6,7 @@ import torch
 from stillroom.divergences import forward_kl, jensen_shannon, reverse_kl
 from stillroom.errors import ShapeError, SignalError, UsageError
 from stillroom.objectives import SoftTargets
-from stillroom.objectives_on_policy import SampledReverseKL
+from stillroom.objectives.on_policy import SampledReverseKL
 from stillroom.types import Batch, Dense, Projected, Signal, Sparse
 
 V = 6

@@ -6,8 +6,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stillroom import projection
-from stillroom.divergences import DIVERGENCES, bind, cross_entropy, forward_kl, jensen_shannon, reverse_kl, skew_kl
+from stillroom.divergences import (
+    DIVERGENCES,
+    bind,
+    cross_entropy,
+    forward_kl,
+    jensen_shannon,
+    projection,
+    reverse_kl,
+    skew_kl,
+)
 from stillroom.errors import PairError, ShapeError, UsageError
 from stillroom.objectives import HardLabels, Mix, SoftTargets, masked_mean
 from stillroom.types import Batch, Dense, Projected, Signal, Sparse

@@ -10,10 +10,10 @@ from torch import nn
 from fit_fakes import apart, rows, seeded, sequences, student, teacher, trained
 from recording_fakes import Rows, Teacher
 from stillroom import run
-from stillroom.buckets import ExtraIds
 from stillroom.data import Flip, Table
 from stillroom.digests import input_fingerprints, key_hash
 from stillroom.divergences import forward_kl
+from stillroom.divergences.buckets import ExtraIds
 from stillroom.errors import RecordingError
 from stillroom.evaluation import evaluate
 from stillroom.network import Columns

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from stillroom import projection, row_steps
-from stillroom.divergences import cross_entropy, forward_kl
+from stillroom.divergences import cross_entropy, forward_kl, projection, row_steps
+from stillroom.divergences.formulas import minus_log_q
+from stillroom.divergences.projection import by_chunks
 from stillroom.errors import ShapeError, UsageError
-from stillroom.formulas import minus_log_q
-from stillroom.projection import by_chunks
 from stillroom.types import Projected
 
 

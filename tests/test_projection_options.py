@@ -9,11 +9,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stillroom import matmuls, projection
-from stillroom.divergences import forward_kl
+from stillroom.divergences import forward_kl, matmuls, projection
+from stillroom.divergences.projection import EXACT, Arithmetic, by_chunks
 from stillroom.errors import UsageError
 from stillroom.objectives import SoftTargets, masked_mean
-from stillroom.projection import EXACT, Arithmetic, by_chunks
 from stillroom.types import Batch, Dense, Projected, Signal, Sparse
 from test_buckets import kept
 from test_divergences import INFINITE, every

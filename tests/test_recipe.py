@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from stillroom.errors import FolderError, MissingFileError, UsageError
-from stillroom.named import OBJECTIVES, call, resolved
-from stillroom.recipe import Use, check_recipe, keep_recipe, load_recipe
+from stillroom.recipes.named import OBJECTIVES, call, resolved
+from stillroom.recipes.recipe import Use, check_recipe, keep_recipe, load_recipe
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LEAST = {

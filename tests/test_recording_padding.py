@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stillroom.buckets import Formula, rows_for
 from stillroom.divergences import DIVERGENCES, forward_kl
+from stillroom.divergences.buckets import Formula, rows_for
 from stillroom.measures.reading import entropy_of, label_log_probs, top_of
 from stillroom.types import Dense, Projected, Sparse
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from fit_fakes import CLASSES, apart, rows, same, seeded, sequences, state, student, teacher, trained
-from stillroom.features import MatchFeatures
 from stillroom.objectives import HardLabels, Mix, SoftTargets, masked_mean
+from stillroom.objectives.features import MatchFeatures
 from stillroom.plan import Plan
 from stillroom.students.networks import Student
 from stillroom.teachers.networks import from_network

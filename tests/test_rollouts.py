@@ -15,7 +15,7 @@ from stillroom.divergences import reverse_kl
 from stillroom.errors import DataError, PairError, UsageError
 from stillroom.language.chat import Chat
 from stillroom.language.writing import Written, write
-from stillroom.objectives_on_policy import SampledReverseKL
+from stillroom.objectives.on_policy import SampledReverseKL
 from stillroom.plan import Plan
 from stillroom.rollouts import Rollouts
 from stillroom.rollouts.rows import Tally, counts_of, degenerate, looping, prompts_of, rows_of

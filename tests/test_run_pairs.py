@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 import stillroom as sr
 from stillroom.cli import main
 from stillroom.errors import FolderError, PairError, UsageError
-from stillroom.parts import plan_of
-from stillroom.recipe import check_recipe
+from stillroom.recipes.parts import plan_of
+from stillroom.recipes.recipe import check_recipe
 from stillroom.run import open_run
 
 MINE = """

@@ -15,7 +15,7 @@ from stillroom.data import pack
 from stillroom.divergences import reverse_kl
 from stillroom.errors import DataError, PairError, SignalError, UsageError
 from stillroom.language import next_token, tokenizer_digest
-from stillroom.objectives_on_policy import SampledReverseKL
+from stillroom.objectives.on_policy import SampledReverseKL
 from stillroom.plan import Plan
 from stillroom.rollouts import Rollouts
 from stillroom.students import causal

@@ -20,7 +20,7 @@ Step = Callable[[Tensor, Tensor, Tensor, Tensor, tuple], Tensor]  # student and 
 
 def stillroom(hidden, weight, teacher, **how):
     from stillroom.divergences import forward_kl
-    from stillroom.projection import Arithmetic
+    from stillroom.divergences.projection import Arithmetic
     from stillroom.types import Projected
 
     return forward_kl(Projected(hidden, weight), teacher, arithmetic=Arithmetic(**how)).mean()

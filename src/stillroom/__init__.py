@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from stillroom.evaluation import evaluate as evaluate
     from stillroom.exporting import Artifact as Artifact
     from stillroom.exporting import export as export
-    from stillroom.features import MatchFeatures as MatchFeatures
-    from stillroom.features import MatchRelations as MatchRelations
     from stillroom.fitting import fit as fit
     from stillroom.loading import load as load
     from stillroom.network import Columns as Columns
@@ -31,7 +29,9 @@ if TYPE_CHECKING:
     from stillroom.objectives import Mix as Mix
     from stillroom.objectives import SoftTargets as SoftTargets
     from stillroom.objectives import masked_mean as masked_mean
-    from stillroom.objectives_on_policy import SampledReverseKL as SampledReverseKL
+    from stillroom.objectives.features import MatchFeatures as MatchFeatures
+    from stillroom.objectives.features import MatchRelations as MatchRelations
+    from stillroom.objectives.on_policy import SampledReverseKL as SampledReverseKL
     from stillroom.plan import Plan as Plan
     from stillroom.recording import Everything as Everything
     from stillroom.recording import Features as Features
@@ -65,12 +65,12 @@ _PLACES = {
     "stillroom.errors": ("StillroomError",),
     "stillroom.evaluation": ("Report", "evaluate"),
     "stillroom.exporting": ("Artifact", "export"),
-    "stillroom.features": ("MatchFeatures", "MatchRelations"),
+    "stillroom.objectives.features": ("MatchFeatures", "MatchRelations"),
     "stillroom.fitting": ("fit",),
     "stillroom.loading": ("load",),
     "stillroom.network": ("Columns",),
     "stillroom.objectives": ("HardLabels", "MatchValues", "Mix", "SoftTargets", "masked_mean"),
-    "stillroom.objectives_on_policy": ("SampledReverseKL",),
+    "stillroom.objectives.on_policy": ("SampledReverseKL",),
     "stillroom.plan": ("Plan",),
     "stillroom.checking": ("preflight",),
     "stillroom.recording": ("Everything", "Features", "Hidden", "Likely", "Recording", "Sampled", "TopK", "record"),

@@ -152,7 +152,7 @@ def schema() -> None:
     """
     import json
 
-    from stillroom.recipe import Recipe
+    from stillroom.recipes.recipe import Recipe
 
     sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
 

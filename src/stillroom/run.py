@@ -15,18 +15,18 @@ import torch
 
 from stillroom import provenance
 from stillroom.checking import Check, Estimate, estimate, featured, preflight
-from stillroom.corpus import Corpus, corpus_of
 from stillroom.data.table import Table
 from stillroom.evaluation import Report, evaluate
 from stillroom.exporting import Artifact, export
 from stillroom.fitting import fit
-from stillroom.named import BASELINES, TEACHERS, call, resolved
-from stillroom.parts import keep_of, look_up, metrics_of, objective_of, plan_of
-from stillroom.recipe import Recipe, Use, keep_recipe, load_recipe
+from stillroom.recipes.corpus import Corpus, corpus_of
+from stillroom.recipes.named import BASELINES, TEACHERS, call, resolved
+from stillroom.recipes.parts import keep_of, look_up, metrics_of, objective_of, plan_of
+from stillroom.recipes.recipe import Recipe, Use, keep_recipe, load_recipe
+from stillroom.recipes.sources import by_role, divided, read_sources
+from stillroom.recipes.starts import best_of, language_start, network_start
 from stillroom.recording import Recording, open_recording, record
 from stillroom.report import write_report
-from stillroom.sources import by_role, divided, read_sources
-from stillroom.starts import best_of, language_start, network_start
 from stillroom.students.networks import Student, load_student
 from stillroom.teachers import ensemble
 

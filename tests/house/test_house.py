@@ -89,6 +89,6 @@ def test_the_public_interface_survives_importing_the_rooms():
 
 def test_the_published_recipe_schema_is_in_step():
     """docs/recipe.schema.json is what `stillroom schema` prints."""
-    from stillroom.recipe import Recipe
+    from stillroom.recipes.recipe import Recipe
 
     assert json.loads((ROOT / "docs" / "recipe.schema.json").read_text()) == Recipe.model_json_schema()

@@ -19,8 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom import checkpoint, sharding
-from stillroom.devices import (
+from stillroom.environment import environment
+from stillroom.errors import DataError, UsageError
+from stillroom.files import claim_folder, write_json
+from stillroom.fitting import checkpoint, sharding
+from stillroom.fitting.devices import (
     accelerator_for,
     finish_trackers,
     optimiser_for,
@@ -29,9 +32,6 @@ from stillroom.devices import (
     seed_draws,
     take_step,
 )
-from stillroom.environment import environment
-from stillroom.errors import DataError, UsageError
-from stillroom.files import claim_folder, write_json
 from stillroom.network import in_evaluation
 from stillroom.objectives import built, learns, weighted_sum
 from stillroom.plan import (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stillroom.errors import ShapeError, SignalError, UsageError
 from stillroom.likeness import attention_transfer, mean_squared, relational_distance
-from stillroom.objectives import counted_positions, where_counted
+from stillroom.objectives.matching import counted_positions, where_counted
 from stillroom.types import Batch, Signal
 
 Likeness = Callable[[Tensor, Tensor], Tensor]

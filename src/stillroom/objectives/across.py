@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
-from stillroom import projection
-from stillroom.divergences import forward_kl
+from stillroom.divergences import forward_kl, projection
 from stillroom.errors import DataError, SignalError
-from stillroom.objectives import Divergence, SoftTargets, counted_positions, where_counted
+from stillroom.objectives.matching import Divergence, SoftTargets, counted_positions, where_counted
 from stillroom.types import Batch, Dense, Logits, Projected, Signal, Sparse
 
 _NEVER = -1e30  # the log of a probability of 0 whose gradient is a number

@@ -8,9 +8,9 @@ from typing import Any
 from stillroom.data.splits import check_leakage, keep_split, label_budget, split, unlabelled
 from stillroom.data.table import Table
 from stillroom.errors import DataError, PairError, UsageError
-from stillroom.named import DATA, call
-from stillroom.parts import augment_of
-from stillroom.recipe import Recipe, Split, Use
+from stillroom.recipes.named import DATA, call
+from stillroom.recipes.parts import augment_of
+from stillroom.recipes.recipe import Recipe, Split, Use
 
 
 def read_sources(recipe: Recipe, base: Path) -> dict[str, Table]:

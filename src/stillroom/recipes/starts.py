@@ -12,9 +12,9 @@ import torch
 from stillroom.digests import json_digest
 from stillroom.errors import UsageError
 from stillroom.files import read_json, write_json
-from stillroom.named import ADAPTERS, LANGUAGE_STUDENTS, STUDENTS, call, complete, function_of
 from stillroom.objectives import counted_positions, weighted_sum
-from stillroom.recipe import Recipe, Use
+from stillroom.recipes.named import ADAPTERS, LANGUAGE_STUDENTS, STUDENTS, call, complete, function_of
+from stillroom.recipes.recipe import Recipe, Use
 from stillroom.settings import name_of
 from stillroom.students.networks import CONFIG, WEIGHTS, Student, load_student, save_student
 from stillroom.types import Examples, Signal, identity_of

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.divergences import cross_entropy, forward_kl
+from stillroom.divergences.projection import EXACT, Arithmetic
 from stillroom.errors import DataError, ShapeError, UsageError
 from stillroom.likeness import mean_squared
-from stillroom.projection import EXACT, Arithmetic
 from stillroom.types import UNLABELLED, Average, Batch, Signal, as_logits, positions
 
 Divergence = Callable[..., Tensor]

@@ -13,7 +13,7 @@ from stillroom.data import Packed, Table, pack
 from stillroom.errors import DataError, UsageError
 from stillroom.files import read_json, write_json
 from stillroom.language.chat import Chat
-from stillroom.recipe import Tokens
+from stillroom.recipes.recipe import Tokens
 from stillroom.students.pruned import cut_vocabulary
 from stillroom.teachers.causal import from_causal
 from stillroom.teachers.networks import Network

@@ -21,9 +21,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from stillroom.divergences.matmuls import (
+    LogitsOf,
+    add_weight_gradient,
+    dtype_of,
+    hidden_gradient,
+    in_dtype,
+    sample_columns,
+)
+from stillroom.divergences.row_steps import Rows, Step, finish, run, wide
 from stillroom.errors import ShapeError, UsageError
-from stillroom.matmuls import LogitsOf, add_weight_gradient, dtype_of, hidden_gradient, in_dtype, sample_columns
-from stillroom.row_steps import Rows, Step, finish, run, wide
 from stillroom.types import Projected
 
 _CHUNK_MIB = {"cpu": 64.0}  # of one side's logits; smaller chunks pass over the head's gradient too often

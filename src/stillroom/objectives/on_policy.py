@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stillroom.divergences import cross_entropy
 from stillroom.errors import ShapeError, SignalError, UsageError
-from stillroom.objectives import where_counted
+from stillroom.objectives.matching import where_counted
 from stillroom.types import Batch, Logits, Signal, Sparse, as_logits, positions
 
 

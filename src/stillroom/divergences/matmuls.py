@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from stillroom.row_steps import wide
+from stillroom.divergences.row_steps import wide
 from stillroom.types import Projected
 
 _BLOCK = 2**22  # numbers of a [V, D] that are held at once beside the head and its gradient

@@ -17,8 +17,8 @@ from torch import nn
 
 from stillroom.digests import key_hash
 from stillroom.errors import MissingExtraError, UsageError, missing_extra, nearest
+from stillroom.fitting.sharding import share_out
 from stillroom.plan import Plan
-from stillroom.sharding import share_out
 
 
 def accelerator_for(plan: Plan, trackers: Sequence[str], folder: Path | None) -> Accelerator:

@@ -9,12 +9,14 @@ from typing import Any
 
 from stillroom import settings
 from stillroom.data.views import Chain
-from stillroom.devices import check_trackers
 from stillroom.divergences import DIVERGENCES, bind
 from stillroom.errors import UsageError, nearest
 from stillroom.exporting import PRECISIONS, TARGETS
+from stillroom.fitting.devices import check_trackers
 from stillroom.measures import METRICS
-from stillroom.named import (
+from stillroom.objectives import Mix
+from stillroom.plan import Plan
+from stillroom.recipes.named import (
     ADAPTERS,
     BASELINES,
     DATA,
@@ -28,9 +30,7 @@ from stillroom.named import (
     complete,
     function_of,
 )
-from stillroom.objectives import Mix
-from stillroom.plan import Plan
-from stillroom.recipe import Recipe, Use
+from stillroom.recipes.recipe import Recipe, Use
 from stillroom.teachers import ensemble
 
 # What the run itself gives to functions that have a parameter of that name.

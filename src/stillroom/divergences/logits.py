@@ -26,10 +26,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillroom import formulas, projection
-from stillroom.buckets import ExtraIds, Formula, columns_of, rows_for
+from stillroom.divergences import formulas, projection
+from stillroom.divergences.buckets import ExtraIds, Formula, columns_of, rows_for
+from stillroom.divergences.projection import EXACT, Arithmetic
 from stillroom.errors import DataError, ShapeError, SignalError, UsageError, nearest
-from stillroom.projection import EXACT, Arithmetic
 from stillroom.types import UNLABELLED, Dense, Logits, Projected, Sparse, as_logits
 
 Divergence = Callable[..., Tensor]  # (student, teacher, *, temperature, extra_ids) -> [...]

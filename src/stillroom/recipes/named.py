@@ -11,7 +11,7 @@ from typing import Any
 from stillroom import settings
 from stillroom.digests import file_digest
 from stillroom.errors import UsageError, nearest
-from stillroom.recipe import Recipe, Use
+from stillroom.recipes.recipe import Recipe, Use
 
 # The names that a recipe may use without saying where they live. Anything else is 'module:name' or 'my_file.py:name'.
 DATA = {
@@ -46,8 +46,8 @@ OBJECTIVES = {
     "soft_targets": "stillroom.objectives:SoftTargets",
     "hard_labels": "stillroom.objectives:HardLabels",
     "match_values": "stillroom.objectives:MatchValues",
-    "match_features": "stillroom.features:MatchFeatures",
-    "match_relations": "stillroom.features:MatchRelations",
+    "match_features": "stillroom.objectives.features:MatchFeatures",
+    "match_relations": "stillroom.objectives.features:MatchRelations",
 }
 KEEPS = {
     "everything": "stillroom.recording.codecs:Everything",
