@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,8 +14,10 @@ import yaml
 
 from stillroom.digests import file_digest, json_digest
 from stillroom.errors import CheckError, FolderError, MissingFileError
-from stillroom.files import read_json, write_bytes
+from stillroom.files import write_bytes
 from stillroom.provenance.manifest import TEMPORARY, existing, files_of
+from stillroom.provenance.outcome import environment, evaluation, exports, read_part, rerun, seeds, sources
+from stillroom.provenance.policy import access_part, data_part, parents_part, policy_part, read_policy, terms_part
 from stillroom.provenance.schema import VERSION, validate
 
 PASSPORT = "passport.json"
@@ -35,11 +37,13 @@ def build(run_folder: str | Path) -> dict[str, Any]:
     says something a passport cannot hold (which field).
     """
     folder = existing(run_folder)
-    student = _read(folder, "student/student.json")
+    student = read_part(folder, "student/student.json")
     if student is None:
         raise MissingFileError(f"{folder} has no student/student.json: a passport is a student's. Train one first.")
     try:
         passport = without_places(_gathered(folder, student))
+        if passport["recipe"] is not None:
+            passport["run"]["recipe_sha256_canonical"] = json_digest(passport["recipe"])
         problems = validate(passport)
     except (AttributeError, TypeError, KeyError) as error:  # a list where an object belongs, and the like
         problems, passport = [str(error)], {}
@@ -49,26 +53,29 @@ def build(run_folder: str | Path) -> dict[str, Any]:
 
 
 def _gathered(folder: Path, student: Mapping[str, Any]) -> dict[str, Any]:
-    recording = _read(folder, "recording/manifest.json")
-    report = _read(folder, "report/report.json")
-    recipe = _recipe(folder)
+    recording = read_part(folder, "recording/manifest.json")
+    report = read_part(folder, "report/report.json")
+    recipe, policy = _recipe(folder), read_policy(folder)
+    control = (read_part(folder, "alone/student.json") or {}).get("data")
     return {
         "schema": VERSION,
         "written_by": f"stillroom {metadata.version('stillroom')}",
         "created": _created(folder),
         "name": (recipe or {}).get("name") or student.get("name") or "unknown",
         "student": _student(folder, student),
-        "teachers": _teachers(folder, student, recording),
-        "data": _data(student, recording, report, (_read(folder, "alone/student.json") or {}).get("data")),
+        "teachers": _teachers(folder, student, recording, policy),
+        "data": _data(student, recording, report, control, policy),
         "method": {"objective": student.get("objective"), "plan": student.get("plan")},
         "recipe": recipe,
         "recipe_sha256": file_digest(folder / "recipe.yaml") if recipe is not None else None,
-        "seeds": list(_seeds(folder)),
-        "environment": _environment(student.get("environment") or {}),
-        "evaluation": _evaluation(report) if report else None,
-        "exports": list(_exports(folder)),
-        "parents": [],
-        "built_from": [_digest(folder, path) for path in _sources(folder)],
+        "seeds": list(seeds(folder)),
+        "run": rerun(recipe, student),
+        "environment": environment(student.get("environment") or {}),
+        "evaluation": evaluation(report) if report else None,
+        "exports": list(exports(folder)),
+        "policy": policy_part(policy),
+        "parents": parents_part(policy),
+        "built_from": [_digest(folder, path) for path in sources(folder)],
     }
 
 
@@ -96,15 +103,6 @@ def without_places(value: Any) -> Any:
     return without_places(str(value))
 
 
-def _read(folder: Path, name: str) -> dict[str, Any] | None:
-    if not (folder / name).is_file():
-        return None
-    found = read_json(folder / name)
-    if not isinstance(found, dict):
-        raise FolderError(f"{folder / name} holds {type(found).__name__}, not an object. Write its stage again.")
-    return found
-
-
 def _recipe(folder: Path) -> dict[str, Any] | None:
     path = folder / "recipe.yaml"
     if not path.is_file():
@@ -118,20 +116,12 @@ def _recipe(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def _sources(folder: Path) -> list[str]:
-    fixed = ("recipe.yaml", "recording/manifest.json", "report/report.json", "student/student.json")
-    found = [name for name in fixed if (folder / name).is_file()]
-    for pattern in ("seeds/*/*/student.json", "exports/*/verify.json", "alone/student.json"):
-        found.extend(path.relative_to(folder).as_posix() for path in folder.glob(pattern))
-    return sorted(found)
-
-
 def _digest(folder: Path, path: str) -> dict[str, Any]:
     return {"path": path, "sha256": file_digest(folder / path), "bytes": (folder / path).stat().st_size}
 
 
 def _created(folder: Path) -> str:
-    newest = max((folder / path).stat().st_mtime for path in _sources(folder))
+    newest = max((folder / path).stat().st_mtime for path in sources(folder))
     return datetime.fromtimestamp(int(newest), tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -154,29 +144,42 @@ def _student(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _teachers(folder: Path, student: Mapping[str, Any], recording: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _teachers(
+    folder: Path, student: Mapping[str, Any], recording: Mapping[str, Any] | None, policy: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
     """The recording's teacher when the student learned from that recording, else the one that student.json names."""
     said = student.get("teacher")
     if said is None:
         return []
     if recording is None or student.get("recording") != json_digest(recording):
-        return [{**_member(said), "signals": None, "recording": None, "requests": None}]
+        return [{**_member(said, policy), "signals": None, "recording": None, "requests": None}]
     shards = recording.get("shards") or {}
     kept = recording.get("keep") or []
+    asked = sum(shard["rows"] for shard in shards.values())
+    teacher = _member(recording.get("teacher") or said, policy)
+    teacher["access"]["requests"] = asked
     return [
         {
-            **_member(recording.get("teacher") or said),
+            **teacher,
             "signals": [_call(codec) for codec in (kept if isinstance(kept, list) else [kept])],
             "recording": file_digest(folder / "recording/manifest.json"),
-            "requests": sum(shard["rows"] for shard in shards.values()),
+            "requests": asked,
         }
     ]
 
 
-def _member(identity: Mapping[str, Any]) -> dict[str, Any]:
+def _member(identity: Mapping[str, Any], policy: Mapping[str, Any] | None, about: str = "teacher") -> dict[str, Any]:
     said = {name: identity.get(name, "unknown") for name in ("name", "kind", "licence", "route", "source")}
-    parts = [_member(part) for part in identity.get("parts") or ()]
-    return {**said, "digest": identity.get("digest"), "revision": identity.get("revision"), "parts": parts}
+    parts = [_member(part, policy, f"{about}.{part.get('name')}") for part in identity.get("parts") or ()]
+    return {
+        **said,
+        "digest": identity.get("digest"),
+        "revision": identity.get("revision"),
+        "access": access_part(policy, about, identity),
+        "terms": terms_part(policy, about),
+        "decode": identity.get("decode"),
+        "parts": parts,
+    }
 
 
 def _call(described: Any) -> str:
@@ -192,76 +195,20 @@ def _data(
     recording: Mapping[str, Any] | None,
     report: Mapping[str, Any] | None,
     control: Mapping[str, Any] | None,
+    policy: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
     trained, recorded = student.get("data"), (recording or {}).get("data")
-    found = [_one_data("training", trained)] if trained else []
+    found = [_one_data("training", trained, policy)] if trained else []
     if recorded and recorded.get("digest") != (trained or {}).get("digest"):
-        found.append(_one_data("recorded", recorded))
+        found.append(_one_data("recorded", recorded, policy))
     if control and control.get("digest") != (trained or {}).get("digest"):
-        found.append(_one_data("control", control))
+        found.append(_one_data("control", control, policy))
     if report:
-        found.append(_one_data("evaluation", {"rows": report.get("examples"), **(report.get("data") or {})}))
+        found.append(_one_data("evaluation", {"rows": report.get("examples"), **(report.get("data") or {})}, policy))
     return found
 
 
-def _one_data(role: str, said: Mapping[str, Any]) -> dict[str, Any]:
+def _one_data(role: str, said: Mapping[str, Any], policy: Mapping[str, Any] | None) -> dict[str, Any]:
     named = {name: said.get(name, "unknown") for name in ("name", "licence", "source")}
-    return {"role": role, **named, **{name: said.get(name) for name in ("digest", "labels_digest", "rows", "labelled")}}
-
-
-def _seeds(folder: Path) -> Iterator[dict[str, Any]]:
-    for path in _sources(folder):
-        if not path.endswith("/student.json"):
-            continue
-        config = _read(folder, path) or {}
-        yield {
-            "path": path.removesuffix("/student.json"),
-            "seed": (config.get("plan") or {}).get("seed"),
-            "content_digest": config.get("content_digest"),
-            "teacher": (config.get("teacher") or {}).get("name"),
-            "steps": config.get("steps"),
-            "seconds": config.get("seconds"),
-        }
-
-
-def _environment(said: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("python", "platform", "processor", "cpu_capability")
-    return {
-        **{name: said.get(name) or "unknown" for name in names},
-        "packages": said.get("packages") or {},
-        "threads": said.get("threads"),
-        "accelerator": said.get("accelerator"),
-        "variables": said.get("variables") or {},
-    }
-
-
-def _evaluation(report: Mapping[str, Any]) -> dict[str, Any]:
-    rows = {
-        row: {
-            name: cell and {part: cell.get(part) for part in ("value", "low", "high")} for name, cell in cells.items()
-        }
-        for row, cells in (report.get("rows") or {}).items()
-    }
-    names = ("better", "worse", "metric", "difference", "low", "high", "seeds")
-    comparisons = [{"seeds": 1, **{n: pair[n] for n in names if n in pair}} for pair in report.get("comparisons") or ()]
-    return {
-        "metric": report.get("metric", "unknown"),
-        "examples": report.get("examples"),
-        "rows": rows,
-        "comparisons": comparisons,
-        "diagnosis": list(report.get("diagnosis") or ()),
-    }
-
-
-def _exports(folder: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.glob("exports/*/verify.json")):
-        said = _read(folder, path.relative_to(folder).as_posix()) or {}
-        file = (path.parent / str(said.get("file"))).relative_to(folder).as_posix()
-        quality = said.get("quality")
-        names = ("target", "precision", "sha256", "bytes", "passed")
-        yield {
-            **{name: said.get(name) for name in names},
-            "path": file,
-            **{name: said.get(name) for name in ("examples", "largest_difference", "agreement")},
-            "quality": quality and {n: quality.get(n) for n in ("metric", "value", "low", "high", "student")},
-        }
+    counted = {name: said.get(name) for name in ("digest", "labels_digest", "rows", "labelled")}
+    return {"role": role, **named, **counted, **data_part(policy, role)}

@@ -1,7 +1,7 @@
 """What a passport may say: every field, none besides. docs and validators read it as JSON Schema 2020-12.
 
-A field that is not known is null or 'unknown', never left out: what is missing is said openly. Terms, policy and
-signatures come as new fields of a later schema version; readers refuse a version that they do not know.
+A field that is not known is null or 'unknown', never left out: what is missing is said openly. Readers refuse a
+version that they do not know.
 """
 
 from __future__ import annotations
@@ -10,18 +10,26 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from stillroom.provenance.policy_schema import (
+    STRICT,
+    AccessPart,
+    Count,
+    Date,
+    DecodePart,
+    ParentPart,
+    PolicyPart,
+    Sha256,
+    TermsPart,
+)
+
 VERSION = "stillroom-passport/1"
 FILE = "passport.schema.json"
-STRICT = ConfigDict(extra="forbid")
 MOST_PROBLEMS = 20
-
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0)]
 
 
 class FileDigest(BaseModel):
@@ -81,6 +89,9 @@ class Member(BaseModel):
     route: str
     source: str
     revision: str | None
+    access: AccessPart
+    terms: TermsPart
+    decode: DecodePart | None = Field(description="null where nothing was drawn")
     parts: list[Member]
 
 
@@ -95,6 +106,9 @@ class TeacherPart(BaseModel):
     route: str = Field(description="local-weights, own-account, published-outputs or unknown")
     source: str
     revision: str | None
+    access: AccessPart
+    terms: TermsPart
+    decode: DecodePart | None = Field(description="null where nothing was drawn")
     parts: list[Member]
     signals: list[str] | None = Field(description="what was kept, such as TopK(k=64); null when it was asked live")
     recording: Sha256 | None = Field(description="sha256 of recording/manifest.json; null when it was asked live")
@@ -113,6 +127,22 @@ class DataPart(BaseModel):
     labelled: Count | None
     licence: str
     source: str
+    generated_by: str | None = Field(description="the model that wrote the data; null when none did, or nobody says")
+    generated_from: Date | None
+    generated_to: Date | None
+
+
+class RunPart(BaseModel):
+    """What a second run must share with this one, and how far it was shown to give the same (reproduce)."""
+
+    model_config = STRICT
+    recipe_sha256_canonical: Sha256 | None = Field(description="of the resolved recipe as canonical JSON (RFC 8785)")
+    seeds: list[int]
+    threads: Count | None
+    deterministic: bool | None
+    order_sha256: list[Sha256] | None = Field(description="of the order of the examples, one per seed")
+    loss_sha256: list[Sha256] | None = Field(description="of the loss curve, one per seed")
+    level: Literal["R0", "R1", "R2", "R3"] | None
 
 
 class MethodPart(BaseModel):
@@ -135,6 +165,9 @@ class EnvironmentPart(BaseModel):
     threads: Count | None
     accelerator: str | None
     variables: dict[str, str]
+    lock_sha256: Sha256 | None = Field(description="of the installed packages and their versions")
+    git: str | None = Field(description="the commit of the user's own code")
+    dirty_sha256: Sha256 | None = Field(description="of what differs from that commit; null when nothing does")
 
 
 class ComparisonPart(BaseModel):
@@ -205,10 +238,12 @@ class Passport(BaseModel):
     recipe: JsonValue = Field(description="resolved; null when the run was made without one")
     recipe_sha256: Sha256 | None = Field(description="of recipe.yaml")
     seeds: list[SeedPart]
+    run: RunPart
     environment: EnvironmentPart
     evaluation: EvaluationPart | None
     exports: list[ExportPart]
-    parents: list[str] = Field(description="sha256 of the passports of teachers that were distilled themselves")
+    policy: PolicyPart
+    parents: list[ParentPart] = Field(description="teachers that were distilled themselves, with their own passports")
     built_from: list[FileDigest] = Field(description="the stages' files that this passport was read from")
 
 
