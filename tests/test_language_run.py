@@ -66,6 +66,17 @@ def test_a_recipe_of_texts_runs_from_data_to_passport(place):
     assert (run.folder / "student" / "model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("keep", [{"use": "likely", "least": 0.001, "coded": True}, {"use": "hidden"}])
+def test_doctor_estimates_what_is_kept_not_what_is_asked(place, keep):
+    """16 of 329 logits, or a hidden state and a head: not the bytes of all logits. Shard headers are the tolerance."""
+    run = open_run(written(place, record={"keep": [keep], "batch_size": 4}), progress=False)
+    checks, cost = run.check()
+    assert cost is not None, checks
+    run.record()
+    found = sum(path.stat().st_size for path in (run.folder / "recording").rglob("*.safetensors"))
+    assert cost.disk_bytes == pytest.approx(found, rel=0.25)
+
+
 def test_budgets_of_the_control_need_rows_to_choose_by(place):
     changed = {"data": {**RECIPE["data"], "split": {"train": 0.8, "test": 0.2}}}
     with pytest.raises(UsageError, match=r"alone.epochs: give data.validation"):

@@ -25,10 +25,11 @@ from stillroom.recipes.parts import keep_of, look_up, metrics_of, objective_of, 
 from stillroom.recipes.recipe import Recipe, Use, keep_recipe, load_recipe
 from stillroom.recipes.sources import by_role, divided, read_sources
 from stillroom.recipes.starts import best_of, language_start, network_start
-from stillroom.recording import Recording, open_recording, record
+from stillroom.recording import Recording, bytes_kept, open_recording, record
 from stillroom.report import write_report
 from stillroom.students.networks import Student, load_student
 from stillroom.teachers import ensemble
+from stillroom.types import Batch, Signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,12 @@ class Run:
         checks = preflight(self.teacher, student, pool, self.objective, labelled=self.data["labelled"], plan=plan)
         if not all(check.passed for check in checks):
             return checks, None
-        return checks, estimate(self.teacher, student, pool, plan=plan, objective=self.objective)
+        codecs = keep_of(self.recipe, self.base)
+
+        def kept(said: Signal, batch: Batch) -> tuple[int, int]:
+            return bytes_kept(codecs, said, [(name, -1) for name in batch.ids])
+
+        return checks, estimate(self.teacher, student, pool, plan=plan, objective=self.objective, kept=kept)
 
     def record(self) -> Recording:
         """Ask the teacher once; every seed learns from the same answers."""

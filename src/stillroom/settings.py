@@ -68,9 +68,15 @@ def _load_file(place: str, folder: Path | None) -> Any:
 
 
 def name_of(thing: Any) -> str:
-    """The name that ``resolve`` takes back. A lambda or a nested function is named, but cannot be resolved."""
+    """The name that ``resolve`` takes back: the folder that makes it public, else the file that holds it.
+
+    A lambda or a nested function is named, but cannot be resolved.
+    """
     module = sys.modules.get(thing.__module__)
     place = getattr(module, "__stillroom_name__", thing.__module__)
+    folder = place.rpartition(".")[0]  # files of a folder may be moved; what is written down stays readable
+    if "." in folder and getattr(sys.modules.get(folder), thing.__qualname__, None) is thing:
+        place = folder
     return f"{place}:{thing.__qualname__}"
 
 

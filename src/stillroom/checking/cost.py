@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +32,19 @@ class Estimate:
     memory_bytes: int
 
 
-def estimate(teacher: Model, student: Student, examples: Examples, objective: Any, plan: Plan) -> Estimate:
-    """Time, disk and memory of one recording and one training, measured on a few batches of each."""
+def estimate(
+    teacher: Model,
+    student: Student,
+    examples: Examples,
+    objective: Any,
+    plan: Plan,
+    kept: Callable[[Signal, Batch], tuple[int, int]] | None = None,
+) -> Estimate:
+    """Time, disk and memory of one recording and one training, measured on a few batches of each.
+
+    ``kept``: bytes of these examples' answers and bytes kept once, as the recording's codecs write them; default: the
+    answers as they come.
+    """
     batch = some(examples, ASKED, plan)
     with torch.no_grad():
         teacher(batch)
@@ -41,14 +52,18 @@ def estimate(teacher: Model, student: Student, examples: Examples, objective: An
         said = featured(teacher, objective)(batch)
         asking = (time.perf_counter() - began) / len(batch)
     views = max(1, plan.views or 1)
-    answer = sum(t.numel() * t.element_size() for t in tensors_of(said).values()) / len(batch)
+    answers, once = (kept or _as_they_come)(said, batch)
     return Estimate(
         record_seconds=asking * len(examples) * views,
         fit_seconds=_step_seconds(said, student, batch, objective) / len(batch) * plan.batch_size
         * plan.total_steps(len(examples)),
-        disk_bytes=int((answer + 32) * len(examples) * views),
+        disk_bytes=once + int((answers / len(batch) + 32) * len(examples) * views),
         memory_bytes=_memory(student, batch, plan),
     )  # fmt: skip
+
+
+def _as_they_come(said: Signal, _batch: Batch) -> tuple[int, int]:
+    return sum(t.numel() * t.element_size() for t in tensors_of(said).values()), 0
 
 
 def _step_seconds(said: Signal, student: Student, batch: Batch, objective: Any) -> float:

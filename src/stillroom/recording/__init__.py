@@ -1,6 +1,6 @@
 """Ask the teacher once: its answers are kept on disk and read back as if it were there."""
 
-from stillroom.recording.codec import Codec, Kept
+from stillroom.recording.codec import Codec, Kept, bytes_kept
 from stillroom.recording.codecs import Everything, Features, Sampled, TopK
 from stillroom.recording.hidden import Hidden
 from stillroom.recording.likely import Likely
@@ -17,6 +17,7 @@ __all__ = [
     "Recording",
     "Sampled",
     "TopK",
+    "bytes_kept",
     "open_recording",
     "record",
 ]

@@ -68,6 +68,14 @@ def decode(codecs: Sequence[Codec], rows: Rows, facts: Facts, once: Rows | None 
     )
 
 
+def bytes_kept(codecs: Sequence[Codec], signal: Signal, keys: Sequence[Key]) -> tuple[int, int]:
+    """Bytes of these answers as the codecs write them, and bytes kept once for the whole recording."""
+    once = prepare(codecs, signal)
+    rows = encode(codecs, signal, keys, once).rows
+    rows_bytes, once_bytes = (sum(t.numel() * t.element_size() for t in part.values()) for part in (rows, once))
+    return rows_bytes, once_bytes
+
+
 def _once(codec: Codec, once: Rows | None) -> tuple[Rows, ...]:
     return (once or {},) if hasattr(codec, "prepare") else ()
 
