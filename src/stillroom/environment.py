@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import subprocess
 import sys
 from importlib import metadata
 from typing import Any
@@ -28,7 +30,33 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "lock_sha256": _lock(),
+        **_commit(),
     }
+
+
+def _lock() -> str:
+    """sha256 over every installed package and its version, one ``name==version`` a line, sorted."""
+    found = {f"{entry.metadata['Name']}=={entry.version}".lower() for entry in metadata.distributions()}
+    return hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()
+
+
+def _commit() -> dict[str, str | None]:
+    """The commit of the current folder, and the sha256 of what differs from it (None: nothing, or no repository)."""
+    head = _git("rev-parse", "HEAD")
+    changes = _git("diff", "HEAD") if head else b""
+    return {
+        "git": head.decode().strip() if head else None,
+        "dirty_sha256": hashlib.sha256(changes).hexdigest() if changes else None,
+    }
+
+
+def _git(*arguments: str) -> bytes:
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return b""
 
 
 def _version(package: str) -> str | None:

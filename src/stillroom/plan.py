@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -229,6 +230,14 @@ def micro_batches(
 @lru_cache(maxsize=2)  # every step of an epoch asks for it
 def _order(seed: int, epoch: int, rows: int) -> Tensor:
     return torch.randperm(rows, generator=torch.Generator().manual_seed(key_hash(f"order|{seed}", epoch)))
+
+
+def order_digest(plan: Plan, rows: int) -> str:
+    """sha256 over the order of a training's examples: the permutation of each epoch, 64-bit little-endian numbers."""
+    found = hashlib.sha256()
+    for epoch in range(math.ceil(plan.total_steps(rows) / plan.steps_per_epoch(rows))):
+        found.update(_order(plan.seed, epoch, rows).numpy().astype("<i8").tobytes())
+    return found.hexdigest()
 
 
 def views_of_epoch(plan: Plan, examples: Examples, epoch: int, recorded: Sequence[int] | None) -> int | None:

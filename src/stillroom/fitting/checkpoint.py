@@ -21,6 +21,7 @@ from stillroom.digests import data_description, json_digest, state_digest
 from stillroom.errors import FolderError
 from stillroom.files import read_json, write_bytes
 from stillroom.language import is_causal
+from stillroom.plan import order_digest
 from stillroom.students.networks import CONFIG, WEIGHTS, Student, load_student
 from stillroom.types import Examples, identity_of
 
@@ -42,7 +43,7 @@ def about(
         "initial_digest": state_digest(student.net.state_dict()),
         **({} if rollouts is None else {"rollouts": rollouts.about()}),
     }
-    return {**known, "training": json_digest(known)}
+    return {**known, "order_sha256": order_digest(plan, len(examples)), "training": json_digest(known)}
 
 
 def save(

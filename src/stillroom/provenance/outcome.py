@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from stillroom.digests import json_digest
 from stillroom.errors import FolderError
 from stillroom.files import read_json
 
@@ -45,19 +47,46 @@ def seeds(folder: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-def rerun(recipe: Mapping[str, Any] | None, student: Mapping[str, Any]) -> dict[str, Any]:
+def rerun(folder: Path, recipe: Mapping[str, Any] | None, student: Mapping[str, Any]) -> dict[str, Any]:
     """What a second run must share with this one."""
     said = student.get("environment") or {}
-    seed = (student.get("plan") or {}).get("seed")
+    trained = [path.removesuffix("/student.json") for path in sources(folder) if path.endswith("student/student.json")]
+    configs = {place: read_part(folder, f"{place}/student.json") or {} for place in trained}
+    by_seed = sorted(trained, key=lambda place: _seed(configs[place]) or 0)
+    used = [seed for place in by_seed if (seed := _seed(configs[place])) is not None]
     return {
         "recipe_sha256_canonical": None,  # of the recipe as the passport says it: filled there
-        "seeds": list((recipe or {}).get("seeds") or ([] if seed is None else [seed])),
+        "seeds": list((recipe or {}).get("seeds") or used),
         "threads": said.get("threads"),
         "deterministic": said.get("deterministic"),
-        "order_sha256": None,
-        "loss_sha256": None,
-        "level": None,
+        "order_sha256": _all(configs[place].get("order_sha256") for place in by_seed),
+        "loss_sha256": _all(loss_digest(folder / place) for place in by_seed),
+        "level": None,  # how far a second run agreed is a later claim (claims.jsonl), not the run's own word
     }
+
+
+def loss_digest(training: Path) -> str | None:
+    """sha256 of the logged loss curve of a training's folder: canonical JSON of its [step, loss]; None without one."""
+    rows = history(training)
+    return json_digest([[row["step"], row["loss"]] for row in rows]) if rows else None
+
+
+def history(training: Path) -> list[dict[str, Any]]:
+    """The logged steps of a training, as fit wrote them. Raises FolderError for lines that are not JSON."""
+    path = training / "history.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    except ValueError:
+        raise FolderError(f"{path} is damaged. Train again.") from None
+
+
+def _seed(config: Mapping[str, Any]) -> int | None:
+    return (config.get("plan") or {}).get("seed")
+
+
+def _all(found: Iterable[str | None]) -> list[str] | None:
+    values = list(found)
+    return [value for value in values if value] if values and all(values) else None
 
 
 def environment(said: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def _gathered(folder: Path, student: Mapping[str, Any]) -> dict[str, Any]:
         "recipe": recipe,
         "recipe_sha256": file_digest(folder / "recipe.yaml") if recipe is not None else None,
         "seeds": list(seeds(folder)),
-        "run": rerun(recipe, student),
+        "run": rerun(folder, recipe, student),
         "environment": environment(student.get("environment") or {}),
         "evaluation": evaluation(report) if report else None,
         "exports": list(exports(folder)),
