@@ -57,6 +57,24 @@ class CheckError(StillroomError, ValueError):
     exit_code = 1
 
 
+class ConditionsError(StillroomError, ValueError):
+    """Conditions of the teacher's terms are not met; the message names them and how to meet them."""
+
+    exit_code = 3
+
+
+class ForbiddenError(StillroomError, ValueError):
+    """The terms forbid it; the message names them and the clause."""
+
+    exit_code = 4
+
+
+class UndecidedError(StillroomError, ValueError):
+    """What the terms allow is not known, or not declared: a person must decide."""
+
+    exit_code = 5
+
+
 def missing_extra(library: str, extra: str) -> MissingExtraError:
     """The error for an optional ``library``; raised by the one file that is named after it."""
     return MissingExtraError(f"{library} is not installed. Install it with: pip install 'stillroom[{extra}]'")

@@ -11,6 +11,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stillroom.errors import FolderError, MissingFileError, UsageError, nearest
+from stillroom.recipes.declared import Terms
+
+
+DECLARED = "terms"
 
 
 class Strict(BaseModel):
@@ -144,6 +148,7 @@ class Recipe(Strict):
     trackers: list[str] = []
     evaluate: Evaluate = Evaluate()
     export: list[Export] = []
+    terms: Terms = Terms()
     threads: int | None = Field(None, gt=0, description="torch threads; default: torch's own choice")
 
     @field_validator("seeds")
@@ -247,7 +252,7 @@ def keep_recipe(recipe: Recipe, run_folder: Path) -> None:
     if path.exists():
         try:
             found = yaml.safe_load(path.read_text()) or {}
-            different = [key for key in content if content[key] != found.get(key)]
+            different = [key for key in content if content[key] != found.get(key) and key != DECLARED]
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
             raise FolderError(f"{path} cannot be read. Restore it, or delete the folder.") from None
         if different:
@@ -255,12 +260,18 @@ def keep_recipe(recipe: Recipe, run_folder: Path) -> None:
                 f"{run_folder} holds a run of another recipe (different: {', '.join(different)}). Nothing was changed. "
                 "Choose another --folder or name, or delete it."
             )
+        if content[DECLARED] != found.get(DECLARED):  # declarations change no number, and may be completed later
+            _write(path, content)
         return
     if run_folder.exists() and not run_folder.is_dir():
         raise FolderError(f"{run_folder} is a file, not a folder. Choose another --folder.")
     if run_folder.exists() and any(run_folder.iterdir()):
         raise FolderError(f"{run_folder} is not empty and holds no recipe.yaml. Choose another --folder.")
     run_folder.mkdir(parents=True, exist_ok=True)
+    _write(path, content)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    temporary.write_text(yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
     temporary.replace(path)
