@@ -13,24 +13,34 @@ from typing import Any
 import rfc8785
 
 from stillroom.digests import file_digest
+from stillroom.provenance import signed
 from stillroom.provenance.card import CARD, render
 from stillroom.provenance.manifest import MANIFEST, Mismatch, compare, existing, files_of, form_of, shown
 from stillroom.provenance.passport import PASSPORT
 from stillroom.provenance.schema import validate
+from stillroom.provenance.signed import Trust
 
 # What parsing, validating and rendering of hostile JSON can raise: deep nesting, lone surrogates, huge numbers.
 UNUSABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 LARGEST_JSON = 64 << 20  # bytes; a larger passport or manifest is not one of ours
 
 
-def verify(run_folder: str | Path) -> list[Mismatch]:
+def verify(run_folder: str | Path, trust: Trust | None = None) -> list[Mismatch]:
     """Every file that was changed, added, removed or renamed since the run was sealed; empty when none was.
 
     Compares all files with manifest.json; checks passport.json by its schema, its digests against the files, and the
-    model card against the passport. What it cannot find out is who changed both a file and the manifest: that takes a
-    signature. Raises MissingFileError when the folder does not exist.
+    model card against the passport; then the signature, where there is one, and the claims. Who changed both a file and
+    the manifest of an *unsigned* run is not found out. ``trust``: whose signature it must be; None takes a signature
+    for what it says of itself. Raises MissingFileError when the folder does not exist; what ``signed.check`` raises.
     """
     folder = existing(run_folder)
+    found, digests = sealed(folder)
+    named = {mismatch.path for mismatch in found}
+    return found + [m for m in signed.check(folder, digests, trust or Trust()) if m.path not in named]
+
+
+def sealed(folder: Path) -> tuple[list[Mismatch], dict[str, str | None]]:
+    """What ``verify`` finds without signature and claims, and the sha256 of each sealed file by path."""
     plain, odd = files_of(folder)
     digests = {path: _digest(place) for path, place in plain.items()}
     sizes = {path: place.stat().st_size for path, place in plain.items()}
@@ -41,7 +51,7 @@ def verify(run_folder: str | Path) -> list[Mismatch]:
         found.extend(_manifest(folder / MANIFEST, digests, sizes))
     named = {mismatch.path for mismatch in found}
     found.extend(m for m in _passport(folder, digests) if m.path not in named)
-    return found
+    return found, digests
 
 
 def _manifest(path: Path, digests: Mapping[str, str | None], sizes: Mapping[str, int]) -> list[Mismatch]:

@@ -1,7 +1,7 @@
 """manifest.json: the sha256 and size of every other file of a run, and what has become of them since.
 
-Temporary files (*.tmp) are left out. Symbolic links are never followed, and no path is ever opened because a manifest
-names it: only what lies in the folder is read.
+Temporary files (*.tmp) are left out, and what is written later: signature/ and the claims. Symbolic links are never
+followed, and no path is ever opened because a manifest names it: only what lies in the folder is read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from stillroom.files import write_bytes
 MANIFEST = "manifest.json"
 FORMAT = "stillroom-manifest/1"
 TEMPORARY = ".tmp"
-What = Literal["changed", "added", "removed", "renamed"]
+# What lies outside of the seal, because it says something of the sealed run.
+SIGNATURE = "signature"
+MODEL_SIG = f"{SIGNATURE}/model.sig"
+STATEMENT = f"{SIGNATURE}/provenance.intoto.dsse.json"
+SIGNER = f"{SIGNATURE}/signer.pem"
+CLAIMS = "claims.jsonl"
+CLAIMS_HEAD = "claims.head.json"
+What = Literal["changed", "added", "removed", "renamed", "untrusted"]
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,14 @@ def files_of(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
             odd[path] = "not a plain file"
         elif not _is_utf8(path):
             odd[path] = "a name that is not UTF-8"
-        elif not path.endswith(TEMPORARY) and path != MANIFEST:
+        elif not path.endswith(TEMPORARY) and path != MANIFEST and not is_outside(path):
             plain[path] = Path(entry.path)
     return plain, odd
+
+
+def is_outside(path: str) -> bool:
+    """True for what is added to a sealed run afterwards, and vouches for itself: its signature and its claims."""
+    return path in (CLAIMS, CLAIMS_HEAD) or path.startswith(f"{SIGNATURE}/")
 
 
 def _is_utf8(path: str) -> bool:
