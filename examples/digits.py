@@ -24,17 +24,18 @@ def digits(split: str) -> sr.Table:
     )
 
 
-def teacher(examples: sr.Table, workspace: Path | None = None, steps: int = 600) -> sr.Model:
-    """A small convolutional network trained on the labelled rows, in shifted views."""
+def teacher(examples: sr.Table, workspace: Path | None = None, steps: int = 600, seed: int = 0) -> sr.Model:
+    """A small convolutional network trained on the labelled rows, in shifted views; ``seed``: weights, order, dropout."""
     from stillroom.data.views import Shift
 
     start = sr.Student.make(
         "stillroom.students.architectures:small_cnn",
         {"channels": 1, "classes": 10, "width": 32, "size": 8, "dropout": 0.4},
         classes=examples.classes,
+        seed=seed,
         name="digits teacher",
     )
-    plan = sr.Plan(steps=steps, batch_size=50, learning_rate=3e-3)
+    plan = sr.Plan(seed=seed, steps=steps, batch_size=50, learning_rate=3e-3)
     labelled = examples.labelled().with_augment(Shift(1))
     trained = sr.fit(start, None, labelled, sr.HardLabels(), plan=plan, folder=workspace)
     return sr.from_network(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stillroom.cli_audit import app as audits
+
 if TYPE_CHECKING:
     from stillroom.run import Run
 
@@ -155,6 +157,9 @@ def schema() -> None:
     from stillroom.recipes.recipe import Recipe
 
     sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
+
+
+app.add_typer(audits, name="audit")
 
 
 def main(arguments: list[str] | None = None) -> Any:
