@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stillroom.cli_audit import app as audits
+from stillroom.cli_passport import app as passports
 
 if TYPE_CHECKING:
     from stillroom.run import Run
@@ -130,23 +131,6 @@ def report(folder: RunFolder) -> None:
 
 
 @app.command()
-def verify(folder: RunFolder) -> None:
-    """Name every file of a run that was changed, added, removed or renamed since it was sealed. Exit code 1 if any.
-
-    Example:  stillroom verify runs/digits
-    """
-    from stillroom import provenance
-    from stillroom.narration import say
-
-    found = provenance.verify(folder)
-    for mismatch in found:
-        say(str(mismatch))
-    if found:
-        raise typer.Exit(1)
-    say(f"{folder}: every file is as it was sealed.")
-
-
-@app.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors.
 
@@ -159,6 +143,7 @@ def schema() -> None:
     sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
 
 
+app.add_typer(passports)
 app.add_typer(audits, name="audit")
 
 
