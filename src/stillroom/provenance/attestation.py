@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from stillroom.errors import CheckError, missing_extra
+from stillroom.errors import CheckError, MissingExtraError, missing_extra
 from stillroom.provenance.manifest import MANIFEST, MODEL_SIG, STATEMENT, Mismatch
 from stillroom.provenance.passport import PASSPORT
 
@@ -77,7 +77,9 @@ def disagreements(said: Any, passport: Mapping[str, Any], digests: Mapping[str, 
         check_form(said)
         named = {entry["name"]: entry["digest"]["sha256"] for entry in said["predicate"]["runDetails"]["byproducts"]}
         claims = said["predicate"]["buildDefinition"]["internalParameters"]["claims"]
-    except Exception as error:
+    except MissingExtraError:
+        raise
+    except Exception as error:  # signed, but by whom? it may be of any shape
         return [Mismatch(STATEMENT, "changed", f"It is not a statement of a run ({type(error).__name__}).")]
     found = [
         Mismatch(path, "changed", f"Its sha256 is {digests.get(path)}; the signed statement says {named.get(path)}.")

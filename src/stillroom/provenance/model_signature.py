@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def problem(folder: Path, key: Path | None, roots: Path | None) -> str | None:
             verifying.use_certificate_verifier(certificate_chain=[roots])
         else:
             verifying.use_elliptic_key_verifier(public_key=key)
-        with contextlib.redirect_stdout(io.StringIO()):  # the library prints what it thinks of old signatures
+        # the library prints what it thinks of old signatures, and warns by a call that warns of itself
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
             verifying.verify(folder, folder / MODEL_SIG)
     except Exception as error:  # hostile bytes raise whatever they like: JSON, pydantic, OpenSSL, KeyError ...
         said = str(error)
