@@ -340,3 +340,10 @@ def test_diff_names_each_difference(sealed_run, real, tmp_path):  # noqa: F811
     assert len([line for line in lines if line.startswith("data: ")]) == 1
     assert len(lines) == 3
     assert list(differences(other, real))[1] == "environment.packages.new: only in the first"
+
+
+def test_every_command_has_an_example():
+    for group, names in {"passport": ("show", "validate", "diff", "export"), "claims": ("list", "add")}.items():
+        for name in names:
+            said = cli(group, name, "--help").output
+            assert f"Example:  stillroom {group} {name} runs/digits" in said, said

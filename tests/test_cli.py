@@ -16,7 +16,8 @@ from stillroom.cli import app, main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = ("--set", "seeds=[0]", "--set", "fit.epochs=2", "--set", "teacher.steps=20", "--set", "evaluate.replicates=50")
-COMMANDS = ["run", "doctor", "record", "fit", "evaluate", "export", "report", "verify", "schema"]
+COMMANDS = ["run", "doctor", "record", "fit", "evaluate", "export", "report", "verify", "schema", "keygen",
+            "sign"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stillroom.cli_audit import app as audits
-from stillroom.cli_passport import app as passports
+from stillroom.cli_passport import claims, keygen, passport, sign, verify
 
 if TYPE_CHECKING:
     from stillroom.run import Run
@@ -143,7 +143,10 @@ def schema() -> None:
     sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
 
 
-app.add_typer(passports)
+for command in (keygen, sign, verify):
+    app.command()(command)
+app.add_typer(passport, name="passport")
+app.add_typer(claims, name="claims")
 app.add_typer(audits, name="audit")
 
 

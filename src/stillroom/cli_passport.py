@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(rich_markup_mode="markdown")
 passport = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -18,9 +17,6 @@ claims = typer.Typer(
     rich_markup_mode="markdown",
     help="What was found out about a sealed run later: audits, reproductions, revocations. Signed, and only added to.",
 )
-app.add_typer(passport, name="passport")
-app.add_typer(claims, name="claims")
-
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run, such as runs/digits")]
 Passport = Annotated[Path, typer.Argument(metavar="PASSPORT", help="a run's folder, or a passport.json")]
 PrivateKey = Annotated[Path, typer.Option("--key", "-k", help="your private key, in PEM (stillroom keygen makes one)")]
@@ -30,7 +26,6 @@ ClaimKeys = Annotated[list[Path] | None, typer.Option("--claims-key", help="a pu
 Head = Annotated[str | None, typer.Option("--claims-head", help="the sha256 of the last claim that you know of")]
 
 
-@app.command()
 def keygen(path: Annotated[Path, typer.Argument(metavar="KEY", help="where the private key goes: key.pem")]) -> None:
     """Make a pair of keys to sign with (P-256): KEY stays with you, NAME.pub.pem goes to those who verify.
 
@@ -42,7 +37,6 @@ def keygen(path: Annotated[Path, typer.Argument(metavar="KEY", help="where the p
     typer.echo(f"{private}: keep it to yourself.\n{public}: give it to those who verify.")
 
 
-@app.command()
 def sign(
     folder: RunFolder,
     key: PrivateKey,
@@ -62,7 +56,6 @@ def sign(
     typer.echo(f"{folder / 'signature'}: signed with the key {signer.id[:16]}. To check it: stillroom verify {folder}")
 
 
-@app.command()
 def verify(
     folder: RunFolder,
     key: PublicKey = None,
