@@ -96,7 +96,8 @@ def test_the_examples_of_the_help_work(here):
         (here / name).rename(here / "examples" / name)
     weights = here / "runs" / "digits" / "student" / "model.safetensors"
     trained = None
-    for command in ("record", "fit", "evaluate", "export", "run", "doctor", "report", "verify", "schema"):
+    stages = ("record", "fit", "evaluate", "export", "run", "doctor", "report", "keygen", "sign", "verify", "schema")
+    for command in stages:
         example = help_example(command)
         assert example[0] == command
         code, _, err = stillroom(*example, *(SMALL if "examples/digits.yaml" in example else ()))
