@@ -117,6 +117,17 @@ def test_another_run_s_signature_or_claims_do_not_fit(parts, signed_run, another
     ) in said
 
 
+def test_a_swapped_terms_text_is_named(signed_run, who, tmp_path):  # noqa: F811
+    """Another licence under the name of the one that was read, alone or sealed anew."""
+    run = copied(signed_run, tmp_path)
+    (run / TERMS_FILE).write_text("Everything is permitted.\n")
+    assert f"{TERMS_FILE}: changed." in verified(run, who)[1]
+    provenance.write_manifest(run)
+    code, said = verified(run, who)
+    assert code == 1
+    assert f"{TERMS_FILE}: changed." in said
+
+
 def test_files_of_a_run_swapped_with_each_other(signed_run, who, tmp_path):  # noqa: F811
     run = copied(signed_run, tmp_path)
     one, other = run / "student/model.safetensors", run / "seeds/1/student/model.safetensors"
