@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -283,14 +284,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"nulls": rates(nulls), "kinds": kinds, "misuse": misuse}
 
 
-def run(tasks: list[Task], sets: int) -> list[dict[str, Any]]:
+def run(tasks: list[Task], sets: Sequence[int]) -> list[dict[str, Any]]:
     """All rows of all sets, in order."""
-    return [
-        {"task": task.name, **row}
-        for task in tasks
-        for number in range(sets)
-        for row in test_set(make_set(task, number))
-    ]
+    return [{"task": task.name, **row} for task in tasks for number in sets for row in test_set(make_set(task, number))]
 
 
 def digest_of(rows: list[dict[str, Any]]) -> str:
@@ -317,12 +313,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", nargs="+", default=list(SEALED), choices=["digits", *SEALED])
     parser.add_argument("--sets", type=int, default=25, help="independent teacher sets of each task")
+    parser.add_argument("--first", type=int, default=0, help="number of the first set: others than those seen before")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     start, clock = time.process_time(), time.perf_counter()
     tasks = [digits() if name == "digits" else texts(name) for name in asked.task]
-    rows = run(tasks, asked.sets)
+    rows = run(tasks, range(asked.first, asked.first + asked.sets))
     console = Console(width=140)
     each = {task.name: summary([row for row in rows if row["task"] == task.name]) for task in tasks}
     pooled = summary(rows)
@@ -331,6 +328,7 @@ def main() -> None:
         "decoys": DECOYS,
         "alpha": ALPHA,
         "sets_per_task": asked.sets,
+        "first_set": asked.first,
         "tasks": asked.task,
         "modes": dict(MODES),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from stillroom.data.table import Table
 from stillroom.digests import examples_digest
-from stillroom.errors import SignalError, UsageError
+from stillroom.errors import FolderError, SignalError, UsageError
 from stillroom.types import Batch, Column, Dense, Projected, Signal
 
 ROWS = 256  # asked at once
@@ -88,3 +89,10 @@ def log_probs_of(model: Callable[[Batch], Signal], table: Table) -> np.ndarray:
 def right_of(answers: np.ndarray, labels: Tensor) -> int:
     """How many answers have the label as their top class."""
     return int((answers.argmax(-1) == labels.numpy()).sum())
+
+
+def name_of(place: Path) -> str:
+    """The student's folder below its run: no more of a path than says which one."""
+    if not place.is_dir():
+        raise FolderError(f"{place} is no student's folder. Give the folder that holds its model.safetensors.")
+    return "/".join(place.resolve().parts[-2:])

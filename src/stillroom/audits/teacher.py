@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file, save
 
 from stillroom.audits.making import Maker, maker_of, positive_of
-from stillroom.audits.questions import declared_questions, described, fresh_questions, log_probs_of, right_of
+from stillroom.audits.questions import declared_questions, described, fresh_questions, log_probs_of, name_of, right_of
 from stillroom.data.table import Table
 from stillroom.digests import json_digest
-from stillroom.errors import DataError, FolderError, UsageError
+from stillroom.errors import DataError, UsageError
 from stillroom.files import claim_folder, read_json, write_bytes, write_json
 from stillroom.progress import bar
 from stillroom.provenance.audit import (
@@ -186,7 +186,7 @@ def audit_teachers(
     """
     settings, folder = settings or Settings(), Path(folder)
     place = Path(student) if student is not None else Path(runs[0]) / "student"
-    student_name = _name(place)
+    student_name = name_of(place)
     candidates = []
     if 0 < settings.decoys < (needed := fewest(settings.alpha, len(runs))):
         raise UsageError(
@@ -217,10 +217,3 @@ def audit_teachers(
     result = folder / f"result-{student_name.replace('/', '-')}.json"
     write_json(result, {"format": "stillroom-audit/1", "results": [evidence.as_json() for evidence in done]})
     return done
-
-
-def _name(place: Path) -> str:
-    """The student's folder below its run: no more of a path than says which one."""
-    if not place.is_dir():
-        raise FolderError(f"{place} is no student's folder. Give the folder that holds its model.safetensors.")
-    return "/".join(place.resolve().parts[-2:])

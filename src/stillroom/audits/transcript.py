@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stillroom.audits.making import student_of
+from stillroom.audits.questions import name_of
 from stillroom.digests import json_digest
 from stillroom.errors import SignalError, UsageError
 from stillroom.files import claim_folder, write_json
@@ -34,7 +35,6 @@ from stillroom.students.networks import Student, load_student
 from stillroom.types import Batch, Dense, Projected, Signal, Sparse, positions
 
 COMMITMENT = "commitment.json"
-RESULT = "result.json"
 LARGEST = 2**40
 ROWS = 64
 
@@ -72,11 +72,13 @@ def audit_transcript(
     Raises PairError when the run keeps answers that were not drawn at random, or its teacher is not the recorded one.
     """
     settings, folder = settings or Settings(), Path(folder)
+    place = Path(student) if student is not None else Path(run_folder) / "student"
+    student_name = name_of(place)
     run = open_run(run_folder, progress=False)
     recording = open_recording(run.folder / "recording", run.base)
     codec = next((one for one in keep_of(run.recipe, run.base) if isinstance(one, Sampled)), None)
     if codec is None:
-        raise deterministic(f"{run.recipe.name}'s recording")
+        raise deterministic(f"the recording of {run.folder.name}")
     recording.check(run.teacher)
     commitment = {
         "format": "stillroom-audit/1",
@@ -86,19 +88,22 @@ def audit_transcript(
     }
     claim_folder(folder, COMMITMENT, commitment, "audit")
     write_json(folder / COMMITMENT, commitment)
-    audited = load_student(Path(student) if student is not None else run.folder / "student", run.base)
+    audited = load_student(place, run.base)  # only now
     declared, fresh = likelihoods(run, audited, recording, codec, settings, progress)
     found = transcript_test(
         declared,
         fresh,
-        name=audited.name if student is None else Path(student).name,
-        transcript=f"the draws that {run.recipe.name} recorded",
+        name=student_name,
+        transcript=f"the draws recorded in {run.folder.name}",
         alpha=settings.alpha,
         inputs={"transcript": {"sha256": commitment["transcript"]}, "commitment": {"sha256": json_digest(commitment)}},
     )
     if not found.rejected:
         found = found.with_power(measured(_positives(run, folder, codec, settings, progress), settings.alpha))
-    write_json(folder / RESULT, {"format": "stillroom-audit/1", "results": [found.as_json()]})
+    write_json(
+        folder / f"result-{student_name.replace('/', '-')}.json",
+        {"format": "stillroom-audit/1", "results": [found.as_json()]},
+    )
     return found
 
 

@@ -124,9 +124,9 @@ def design(
     if effect <= 0 or measured_on < 1:
         raise UsageError(f"effect {effect} on {measured_on} inputs: both must be above 0.")
     least = fewest(alpha, candidates)
-    # twice the decoys make the threshold a better known one; beyond that more inputs are the cheaper cure
-    for factor in (1, 1.5, 2, 3, 4, 6, 8):
-        for decoys in (least, 2 * least + 1, 5 * (least + 1) - 1):
+    # a decoy is a training, an input a question: more inputs come first
+    for decoys in (least, 2 * least + 1, 5 * (least + 1) - 1):
+        for factor in (1, 1.5, 2, 3, 4, 6, 8):
             sharper = effect * math.sqrt(factor)
             expected = rank_power(sharper, decoys, alpha / candidates) if decoys <= MOST_DECOYS else 0.0
             if expected >= power:

@@ -128,7 +128,7 @@ def teacher_test(
         "mode": mode,
         "alpha": alpha,
         "decoys": columns.decoys,
-        "likeness": dict(zip(_names(mode), values[:, 0].tolist(), strict=True)),
+        "likeness": _likeness(mode, values[:, 0].tolist(), columns.decoys),
         "recipe": columns.recipes[0],
         "inputs": inputs or {},
     }
@@ -170,10 +170,12 @@ def _check_floor(decoys: int, alpha: float, candidates: int) -> None:
         )
 
 
-def _names(mode: Mode) -> tuple[str, ...]:
-    if mode == "hard":
-        return ("agreement, declared",)
-    return tuple(f"{what}, {where}" for where in ("declared", "fresh") for what in ("residual", "agreement"))
+def _likeness(mode: Mode, values: list[float], decoys: int) -> dict[str, float]:
+    """The teacher's statistics by name; a residual is what sets columns apart, so one column alone has none."""
+    soft = [f"{what}, {where}" for where in ("declared", "fresh") for what in ("residual", "agreement")]
+    names = soft if mode == "soft" else ["agreement, declared"]
+    named = dict(zip(names, values, strict=True))
+    return {name: value for name, value in named.items() if decoys or name.startswith("agreement")}
 
 
 def _interval(rows: Sequence[Rows], replicates: int) -> tuple[float, float]:
