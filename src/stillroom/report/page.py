@@ -27,6 +27,7 @@ from stillroom.measures.wording import (
     verdict,
 )
 from stillroom.report import figures
+from stillroom.report.lineage import gate_of, lineage_figure
 from stillroom.report.stages import Stages, read_stages
 
 PAGE = "report.html"
@@ -70,6 +71,8 @@ def content(stages: Stages) -> dict[str, Any]:
         "overlap": None if report is None else _overlap(report.get("overlap")),
         "harness": _harness(stages.harness),
         "provenance": _provenance(stages),
+        "lineage": None if not stages.passport else lineage_figure(stages.passport, stages.parents),
+        "gate": None if not stages.passport else gate_of(stages.passport),
     }
 
 

@@ -33,6 +33,7 @@ class Stages:
     recording: Mapping[str, Any] | None
     student: Mapping[str, Any] | None
     passport: Mapping[str, Any] | None
+    parents: Mapping[str, Mapping[str, Any]]  # sha256 of a parent's passport -> the passport
 
 
 def read_stages(folder: Path) -> Stages:
@@ -48,6 +49,7 @@ def read_stages(folder: Path) -> Stages:
         recording=_optional(folder / "recording" / "manifest.json"),
         student=_optional(folder / "student" / "student.json"),
         passport=_optional(folder / "passport.json"),
+        parents={path.stem: read_json(path) for path in sorted(folder.glob("parents/*.json"))},
     )
 
 
