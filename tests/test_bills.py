@@ -61,6 +61,7 @@ def ensemble(passport):
     first = found["teachers"][0]
     member = {name: value for name, value in first.items() if name not in ("signals", "recording", "requests")}
     terms = {**member["terms"], "id": "gemma", "output_use": "conditional", "text_sha256": A, "decided_by": "table"}
+    found["student"]["licence"] = "Apache-2.0 OR MIT"
     first["parts"] = [
         {**member, "name": 'Gemma "3" <b>&\n[x](y)', "licence": "Gemma Terms of Use", "terms": terms},
         {**member, "name": "inner", "licence": "unknown", "parts": [{**member, "name": "innermost", "licence": "MIT"}]},
@@ -139,6 +140,17 @@ def test_cyclonedx_says_what_the_passport_says(real):
     about = {one["name"]: one["value"] for one in bill["metadata"]["properties"]}
     assert about["stillroom:policy.obligation.0"] == "notice (from tiny teacher): open"
     assert "licenses" not in cyclonedx.bill(nothing_known(real))["metadata"]["component"]
+
+
+def test_a_licence_is_an_id_an_expression_or_a_name(real):
+    bill = cyclonedx.bill(ensemble(real))
+    assert bill["metadata"]["component"]["licenses"] == [{"expression": "Apache-2.0 OR MIT"}]
+    named = {component["name"]: component.get("licenses") for component in bill["components"]}
+    assert named["innermost"] == [{"license": {"id": "MIT"}}]
+    assert named["inner"] is None
+    assert {"name": "Gemma Terms of Use"} in [one["license"] for found in named.values() for one in found or ()]
+    expressions = {one.get("simplelicensing_licenseExpression") for one in graph(spdx3.bill(ensemble(real)))}
+    assert {"Apache-2.0 OR MIT", "MIT", "LicenseRef-Gemma-Terms-of-Use"} <= expressions
 
 
 def test_cyclonedx_1_5_is_not_written(real):

@@ -237,7 +237,8 @@ def test_a_revoked_run_exits_with_1(signed_run, who, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
     "change",
     [{"extra": 1}, {"format": "stillroom-claim/2"}, {"kind": "praise"}, {"number": True}, {"number": "1"},
-     {"created": 3}, {"signer": "no key"}, {"signer": None}, {"passport_sha256": []}, {"prev_sha256": {}}],
+     {"created": 3}, {"created": "\x1b[31m"}, {"signer": "no key"}, {"signer": None},
+     {"passport_sha256": []}, {"prev_sha256": {}}],
 )  # fmt: skip
 def test_a_signed_line_of_another_shape_is_no_claim(change, claimed, who):  # noqa: F811
     lines = lines_of(claimed)

@@ -242,10 +242,10 @@ def test_cut_and_reordered_claims_are_named(change, signed_run, who, tmp_path): 
     "name", ["signature/model.sig", "signature/provenance.intoto.dsse.json", "signature/signer.pem", "claims.head.json"]
 )
 def test_no_single_byte_of_a_signature_can_change(name, signed_run, who, tmp_path):  # noqa: F811
-    """Not even white space, or the spare bits of base64: every byte of these files counts. 120 places each."""
+    """Not even white space, or the spare bits of base64: every byte of these files counts. 60 places each."""
     run = copied(signed_run, tmp_path)
     before, draw = (run / name).read_bytes(), random.Random(3)
-    for place in sorted({0, len(before) - 1, *(draw.randrange(len(before)) for _ in range(118))}):
+    for place in sorted({0, len(before) - 1, *(draw.randrange(len(before)) for _ in range(58))}):
         changed = bytearray(before)
         changed[place] ^= 1 << draw.randrange(8)
         (run / name).write_bytes(changed)

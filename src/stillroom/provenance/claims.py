@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ CLAIM_TYPE = "application/vnd.stillroom.claim+json"
 HEAD_TYPE = "application/vnd.stillroom.claims-head+json"
 KINDS = ("audit", "reproduction", "revocation", "note")
 FIELDS = {"format", "number", "prev_sha256", "passport_sha256", "kind", "created", "signer", "body"}
+WHEN = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 LARGEST = 64 << 20  # bytes
 
 
@@ -208,7 +210,7 @@ def _read(line: bytes) -> Claim:
     texts = [said.get(name) for name in ("kind", "created", "passport_sha256")]
     if set(said) != FIELDS or said["format"] != FORMAT or not all(isinstance(text, str) for text in texts):
         raise NotSignedError(f"it is no claim of format {FORMAT}")
-    if said["kind"] not in KINDS or type(said["number"]) is not int:
+    if said["kind"] not in KINDS or type(said["number"]) is not int or not re.fullmatch(WHEN, said["created"]):
         raise NotSignedError(f"it is no claim of format {FORMAT}")
     named = {name: said[name] for name in ("number", "kind", "created", "body", "prev_sha256", "passport_sha256")}
     return Claim(signer=signer, sha256=_sha(line), **named)

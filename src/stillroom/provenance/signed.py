@@ -100,7 +100,7 @@ def _signature(
     signer, found = _who(folder, trust)
     if signer is None:
         return None, None, found
-    problem = None
+    problem, vouched = None, False
     if trust.certificate is not None or b"BEGIN CERTIFICATE" not in (_content(folder / SIGNER) or b""):
         key = Path(trust.key) if trust.key is not None else folder / SIGNER
         roots = Path(trust.certificate) if trust.certificate is not None else None
@@ -109,14 +109,16 @@ def _signature(
         found.append(Mismatch(MODEL_SIG, "untrusted", f"Its signature does not hold: {problem}."))
     else:
         now = {**digests, **{path: _digest(folder / path) for path in _unsealed(folder)}}
-        found += model_signature.differences(_content(folder / MODEL_SIG) or b"", now)
+        different = model_signature.differences(_content(folder / MODEL_SIG) or b"", now)
+        vouched = not different
+        found += different
     try:
         said = opened(_content(folder / STATEMENT) or b"", attestation.PAYLOAD_TYPE, signer)
     except NotSignedError as error:
         problem = f"{str(error)[0].upper()}{str(error)[1:]}."
         return signer, None, [*found, Mismatch(STATEMENT, "untrusted", problem)]
-    said_of = {path: _digest(folder / path) for path in attestation.BYPRODUCTS}
-    return signer, said, found + _statement(folder, said, said_of)
+    named = {mismatch.path for mismatch in found}
+    return signer, said, found + [m for m in _statement(folder, said, vouched) if m.path not in named]
 
 
 def _who(folder: Path, trust: Trust) -> tuple[Signer | None, list[Mismatch]]:
@@ -153,18 +155,25 @@ def _who(folder: Path, trust: Trust) -> tuple[Signer | None, list[Mismatch]]:
     return wanted or signer, found
 
 
-def _statement(folder: Path, said: Any, digests: Mapping[str, str | None]) -> list[Mismatch]:
-    """Whether the signed statement is the one of this passport, manifest and model.sig."""
+def _statement(folder: Path, said: Any, vouched: bool) -> list[Mismatch]:
+    """Whether the signed statement is the one of this passport, manifest and model.sig.
+
+    ``vouched``: model.sig holds for all files; where it and the statement differ, the statement is another run's.
+    """
+    now = {path: _digest(folder / path) for path in attestation.BYPRODUCTS}
     try:
         passport = json.loads((folder / PASSPORT).read_bytes())
         if validate(passport):
             raise ValueError("not valid by its schema")
-        return attestation.disagreements(said, passport, digests)
+        found = attestation.disagreements(said, passport, now)
     except MissingExtraError:
         raise
     except Exception as error:
         problem = f"The signed statement cannot be compared with it ({_line(error)})."
         return [Mismatch(PASSPORT, "changed", problem)]
+    if vouched and any(mismatch.path == PASSPORT for mismatch in found):
+        return [Mismatch(STATEMENT, "changed", "It is about another passport than the one that model.sig vouches for.")]
+    return found
 
 
 def _unsealed(folder: Path) -> list[str]:

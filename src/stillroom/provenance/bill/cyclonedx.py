@@ -149,14 +149,16 @@ def _policy(passport: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _licences(said: str) -> dict[str, Any]:
-    """An SPDX id where the licence is one, else the name that was given; nothing when nobody knows."""
+    """An SPDX id or expression where the licence is one, else the name that was given; nothing when nobody knows."""
     if not words.is_known(said):
         return {}
     try:
-        from cyclonedx.spdx import fixup_id
+        from cyclonedx.spdx import fixup_id, is_expression
     except ImportError:
         raise missing_extra("cyclonedx-python-lib", "bom") from None
     known = fixup_id(said)
+    if known is None and is_expression(said):
+        return {"licenses": [{"expression": said}]}
     return {"licenses": [{"license": {"id": known} if known else {"name": said}}]}
 
 

@@ -171,8 +171,10 @@ def _licences(document: Document, package: Any, name: str, said: str) -> None:
     declared: Any = NO_ASSERTION
     if words.is_known(said):
         # a licence that the passport names freely becomes a LicenseRef, which every SPDX reader can parse
-        is_id = re.fullmatch(r"[A-Za-z0-9.+-]+", said) is not None
-        expression = said if is_id else "LicenseRef-" + (re.sub(r"[^A-Za-z0-9.-]+", "-", said).strip("-") or "unnamed")
+        is_expression = re.fullmatch(r"[A-Za-z0-9.+-]+( (AND|OR|WITH) [A-Za-z0-9.+-]+)*", said) is not None
+        expression = (
+            said if is_expression else "LicenseRef-" + (re.sub(r"[^A-Za-z0-9.-]+", "-", said).strip("-") or "unnamed")
+        )
         declared = document.make(
             "simplelicensing_LicenseExpression",
             f"licence-{name}",
