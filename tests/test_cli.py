@@ -16,8 +16,8 @@ from stillroom.cli import app, main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = ("--set", "seeds=[0]", "--set", "fit.epochs=2", "--set", "teacher.steps=20", "--set", "evaluate.replicates=50")
-COMMANDS = ["run", "doctor", "record", "fit", "evaluate", "export", "report", "verify", "schema", "keygen",
-            "sign"]  # fmt: skip
+COMMANDS = ["run", "doctor", "gate", "record", "fit", "evaluate", "export", "report", "verify", "reproduce", "schema",
+            "keygen", "sign"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -96,8 +96,8 @@ def test_the_examples_of_the_help_work(here):
         (here / name).rename(here / "examples" / name)
     weights = here / "runs" / "digits" / "student" / "model.safetensors"
     trained = None
-    stages = ("record", "fit", "evaluate", "export", "run", "doctor", "report", "keygen", "sign", "verify", "schema")
-    for command in stages:
+    stages = ["gate", "record", "fit", "evaluate", "export", "run", "doctor", "report", "keygen", "sign", "verify"]
+    for command in (*stages, "schema"):
         example = help_example(command)
         assert example[0] == command
         code, _, err = stillroom(*example, *(SMALL if "examples/digits.yaml" in example else ()))
@@ -139,7 +139,7 @@ def help_example(command: str) -> list[str]:
 
 
 def test_every_command_has_an_example():
-    """So that the test above runs all of them."""
+    """So that the test above runs all of them, but for reproduce, which tests/test_reproduce.py runs."""
     commands = [command.callback.__name__ for command in app.registered_commands]
     assert sorted(commands) == sorted(COMMANDS)
 

@@ -11,6 +11,8 @@ import typer
 
 from stillroom.cli_audit import app as audits
 from stillroom.cli_passport import claims, keygen, passport, sign, verify
+from stillroom.cli_terms import app as terms
+from stillroom.cli_terms import gate
 
 if TYPE_CHECKING:
     from stillroom.run import Run
@@ -25,7 +27,8 @@ app = typer.Typer(
 
     Start with:  stillroom run examples/digits.yaml
 
-    Exit codes: 0 done, 1 a check failed, 2 wrong use.
+    Exit codes: 0 done, 1 a check failed, 2 wrong use, 3 conditions of a teacher's terms not met, 4 forbidden by them,
+    5 a person must decide.
     """,
 )
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe (YAML), or the folder of a run")]
@@ -34,17 +37,24 @@ Folder = Annotated[Path | None, typer.Option("--folder", "-f", help="where the r
 Set = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="override one setting of the recipe")
 ]
+Files = Annotated[
+    Path | None, typer.Option("--files", help="where the recipe's own files are looked up; default: beside the recipe")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
 
 
-def _open(recipe: Path, folder: Path | None, overrides: list[str] | None, quiet: bool) -> Run:
+def _open(
+    recipe: Path, folder: Path | None, overrides: list[str] | None, quiet: bool, files: Path | None = None
+) -> Run:
     from stillroom.run import open_run
 
-    return open_run(recipe, folder, tuple(overrides or ()), progress=not quiet)
+    return open_run(recipe, folder, tuple(overrides or ()), progress=not quiet, files=files)
 
 
 @app.command()
-def run(recipe: RecipeFile, folder: Folder = None, overrides: Set = None, quiet: Quiet = False) -> None:
+def run(
+    recipe: RecipeFile, folder: Folder = None, overrides: Set = None, files: Files = None, quiet: Quiet = False
+) -> None:
     """Do all stages of a recipe in one folder: check, record, fit, evaluate, export, passport, report.
 
     A run that was interrupted goes on where it stopped; a folder that holds another recipe is refused.
@@ -54,7 +64,7 @@ def run(recipe: RecipeFile, folder: Folder = None, overrides: Set = None, quiet:
     """
     from stillroom.narration import narrate
 
-    narrate(_open(recipe, folder, overrides, quiet))
+    narrate(_open(recipe, folder, overrides, quiet, files))
 
 
 @app.command()
@@ -131,6 +141,36 @@ def report(folder: RunFolder) -> None:
 
 
 @app.command()
+def reproduce(
+    folder: RunFolder,
+    again: Annotated[Path | None, typer.Option("--folder", "-f", help="of the rerun; default: RUN-again")] = None,
+    files: Annotated[Path, typer.Option("--files", help="where the recipe's own files are looked up")] = Path(),
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="OTHER", help="compare with a run that is there; run nothing")
+    ] = None,
+    at_least: Annotated[str, typer.Option("--at-least", help="exit code 1 below this level")] = "R1",
+    quiet: Quiet = False,
+) -> None:
+    """Run a finished run's recipe again in a fresh process, and say how far the result is the same.
+
+    R3: the same weights, bit for bit. R2: the same loss curve. R1: the metric within its interval. R0: only the recipe.
+    Below R3 it says after which step the two part, and what was recorded of both and differs.
+
+    Example:  stillroom reproduce runs/digits --files examples
+    """
+    from stillroom.narration import say
+    from stillroom.provenance.reproduce import check_level, compare
+    from stillroom.provenance.reproduce import reproduce as rerun
+
+    check_level(at_least)
+    place = again or folder.with_name(f"{folder.name}-again")
+    result = compare(folder, against) if against else rerun(folder, place, files, quiet)
+    say(str(result))
+    if not result.reaches(at_least):
+        raise typer.Exit(1)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors.
 
@@ -143,6 +183,8 @@ def schema() -> None:
     sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
 
 
+app.command()(gate)
+app.add_typer(terms, name="terms")
 for command in (keygen, sign, verify):
     app.command()(command)
 app.add_typer(passport, name="passport")

@@ -19,7 +19,9 @@ from stillroom.data.table import Table
 from stillroom.evaluation import Report, evaluate
 from stillroom.exporting import Artifact, export
 from stillroom.fitting import fit
+from stillroom.provenance.terms.gate import Decision
 from stillroom.recipes.corpus import Corpus, corpus_of
+from stillroom.recipes.gating import Question, check_requests, pass_gate, question
 from stillroom.recipes.named import BASELINES, TEACHERS, call, resolved
 from stillroom.recipes.parts import keep_of, look_up, metrics_of, objective_of, plan_of
 from stillroom.recipes.recipe import Recipe, Use, keep_recipe, load_recipe
@@ -29,7 +31,7 @@ from stillroom.recording import Recording, bytes_kept, open_recording, record
 from stillroom.report import write_report
 from stillroom.students.networks import Student, load_student
 from stillroom.teachers import ensemble
-from stillroom.types import Batch, Signal
+from stillroom.types import Batch, Signal, identity_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +106,22 @@ class Run:
         """What the student is asked to match."""
         return objective_of(self.recipe.objective, self.base)
 
+    @cached_property
+    def question(self) -> Question:
+        """What the gate is asked: sources with their terms, and what the recipe declares."""
+        rows = self.sources["source" if "source" in self.sources else "train"]
+        return question(self.recipe, self.base, rows, lambda use: identity_of(self._teacher(use, self._offered)))
+
+    @cached_property
+    def allowed(self) -> Decision:
+        """The gate's decision; raises what the terms do not allow (exit codes 3, 4, 5), before anything is asked."""
+        return pass_gate(self.question, self.folder if self.claimed else None, self.recipe.name)
+
     # The stages, in order.
 
     def check(self) -> tuple[tuple[Check, ...], Estimate | None]:
-        """Preflight: what would go wrong later, and what it will cost."""
+        """Preflight: what would go wrong later, and what it will cost. Asks the gate first."""
+        _ = self.allowed
         student, pool = self.student(self.recipe.seeds[0]), self.data["pool"]
         plan = plan_of(self.recipe, self.recipe.seeds[0], len(pool))
         checks = preflight(self.teacher, student, pool, self.objective, labelled=self.data["labelled"], plan=plan)
@@ -122,7 +136,9 @@ class Run:
 
     def record(self) -> Recording:
         """Ask the teacher once; every seed learns from the same answers."""
+        _ = self.allowed
         views = self.recipe.record.views if self.recipe.data.views is not None else None
+        check_requests(self.recipe.terms, len(self.data["pool"]) * (views or 1))
         return record(
             featured(self.teacher, self.objective),
             self.data["pool"],
@@ -139,6 +155,7 @@ class Run:
 
     def fit(self) -> dict[str, list[Student]]:
         """Train the student, and the control alone, once per seed."""
+        _ = self.allowed
         recording = open_recording(self.folder / "recording", self.base)
         pool, labelled = self.data["pool"], self.data["labelled"]
         trained: dict[str, list[Student]] = {"student": [], "alone": []}
@@ -224,12 +241,14 @@ def open_run(
     overrides: tuple[str, ...] = (),
     progress: bool = True,
     claim: bool = True,
+    files: str | Path | None = None,
 ) -> Run:
     """A Run of a recipe file (or of a run's folder). Raises FolderError if its folder holds another run.
 
-    ``claim=False`` writes nothing.
+    ``claim=False`` writes nothing. ``files``: where the recipe's own files are looked up; default: beside it.
     """
-    loaded, base = load_recipe(recipe, overrides)
+    loaded, beside = load_recipe(recipe, overrides)
+    base = beside if files is None else Path(files)
     if Path(recipe).is_dir() and folder is None:
         folder = Path(recipe)
     ready = resolved(loaded, base)

@@ -19,6 +19,7 @@ from stillroom.provenance.manifest import MANIFEST, Mismatch, compare, existing,
 from stillroom.provenance.passport import PASSPORT
 from stillroom.provenance.schema import validate
 from stillroom.provenance.signed import Trust
+from stillroom.provenance.terms import held
 
 # What parsing, validating and rendering of hostile JSON can raise: deep nesting, lone surrogates, huge numbers.
 UNUSABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
@@ -103,7 +104,9 @@ def _passport(folder: Path, digests: Mapping[str, str | None]) -> list[Mismatch]
         problems = validate(passport)
         if problems:
             return [Mismatch(PASSPORT, "changed", f"It does not fit its schema: {problem}.") for problem in problems]
-        return [*_files_said(passport, digests), *_card(folder, passport, digests)]
+        found = [*_files_said(passport, digests), *_card(folder, passport, digests)]
+        named = {mismatch.path for mismatch in found}
+        return [*found, *(m for m in held.check(folder, passport, digests) if m.path not in named)]
     except UNUSABLE as error:
         return [Mismatch(PASSPORT, "changed", f"It cannot be used ({type(error).__name__}).")]
 
@@ -111,6 +114,7 @@ def _passport(folder: Path, digests: Mapping[str, str | None]) -> list[Mismatch]
 def _files_said(passport: Mapping[str, Any], digests: Mapping[str, str | None]) -> list[Mismatch]:
     """The files that the passport names by digest. A path is looked up among the files found, never opened."""
     entries = [*passport["student"]["artifacts"], *passport["exports"], *passport["built_from"]]
+    entries += held.entries(passport)
     if passport["recipe_sha256"] is not None:
         entries.append({"path": "recipe.yaml", "sha256": passport["recipe_sha256"]})
     found: dict[str, Mismatch] = {}

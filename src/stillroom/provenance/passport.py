@@ -17,7 +17,15 @@ from stillroom.errors import CheckError, FolderError, MissingFileError
 from stillroom.files import write_bytes
 from stillroom.provenance.manifest import TEMPORARY, existing, files_of
 from stillroom.provenance.outcome import environment, evaluation, exports, read_part, rerun, seeds, sources
-from stillroom.provenance.policy import access_part, data_part, parents_part, policy_part, read_policy, terms_part
+from stillroom.provenance.policy import (
+    access_part,
+    data_part,
+    parents_part,
+    policy_part,
+    read_policy,
+    student_name,
+    terms_part,
+)
 from stillroom.provenance.schema import VERSION, validate
 
 PASSPORT = "passport.json"
@@ -57,12 +65,13 @@ def _gathered(folder: Path, student: Mapping[str, Any]) -> dict[str, Any]:
     report = read_part(folder, "report/report.json")
     recipe, policy = _recipe(folder), read_policy(folder)
     control = (read_part(folder, "alone/student.json") or {}).get("data")
+    name = student_name(policy, (recipe or {}).get("name") or student.get("name") or "unknown")
     return {
         "schema": VERSION,
         "written_by": f"stillroom {metadata.version('stillroom')}",
         "created": _created(folder),
-        "name": (recipe or {}).get("name") or student.get("name") or "unknown",
-        "student": _student(folder, student),
+        "name": name,
+        "student": _student(folder, student) | ({"name": name} if policy else {}),
         "teachers": _teachers(folder, student, recording, policy),
         "data": _data(student, recording, report, control, policy),
         "method": {"objective": student.get("objective"), "plan": student.get("plan")},
@@ -73,7 +82,7 @@ def _gathered(folder: Path, student: Mapping[str, Any]) -> dict[str, Any]:
         "environment": environment(student.get("environment") or {}),
         "evaluation": evaluation(report) if report else None,
         "exports": list(exports(folder)),
-        "policy": policy_part(policy),
+        "policy": policy_part(policy, folder, name),
         "parents": parents_part(policy),
         "built_from": [_digest(folder, path) for path in sources(folder)],
     }
@@ -168,15 +177,15 @@ def _teachers(
     ]
 
 
-def _member(identity: Mapping[str, Any], policy: Mapping[str, Any] | None, about: str = "teacher") -> dict[str, Any]:
+def _member(identity: Mapping[str, Any], policy: Mapping[str, Any] | None, place: str = "teacher") -> dict[str, Any]:
     said = {name: identity.get(name, "unknown") for name in ("name", "kind", "licence", "route", "source")}
-    parts = [_member(part, policy, f"{about}.{part.get('name')}") for part in identity.get("parts") or ()]
+    parts = [_member(part, policy, f"{place}.{n}") for n, part in enumerate(identity.get("parts") or ())]
     return {
         **said,
         "digest": identity.get("digest"),
         "revision": identity.get("revision"),
-        "access": access_part(policy, about, identity),
-        "terms": terms_part(policy, about),
+        "access": access_part(policy, place, identity),
+        "terms": terms_part(policy, place),
         "decode": identity.get("decode"),
         "parts": parts,
     }

@@ -11,6 +11,7 @@ from typing import Any
 from stillroom import settings
 from stillroom.digests import file_digest
 from stillroom.errors import UsageError, nearest
+from stillroom.recipes.declared import from_here as from_here_terms
 from stillroom.recipes.recipe import Recipe, Use
 
 # The names that a recipe may use without saying where they live. Anything else is 'module:name' or 'my_file.py:name'.
@@ -141,6 +142,7 @@ def resolved(recipe: Recipe, folder: Path) -> Recipe:
         return value
 
     content = walk(recipe.model_dump(mode="json"), "recipe")
+    content["terms"] = from_here_terms(content["terms"], folder)
     return Recipe.model_validate({**content, "files": dict(sorted(files.items()))})
 
 

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from stillroom.errors import FolderError, MissingFileError, UsageError, nearest
 from stillroom.recipes.declared import Terms
 
-
 DECLARED = "terms"
 
 

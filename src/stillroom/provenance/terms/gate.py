@@ -74,7 +74,11 @@ class Reason:
     @property
     def key(self) -> str:
         """What a waiver names to cover it."""
-        return f"{self.about} / {self.terms} / {self.condition or 'use'}"
+        return _key(self.about, self.terms, self.condition)
+
+
+def _key(about: str, terms: str, condition: str | None) -> str:
+    return f"{about} / {terms} / {condition or 'use'}"
 
 
 @dataclass(frozen=True)
@@ -115,12 +119,11 @@ def decide(
     passport that no declaration here can settle (how its teachers were reached).
     """
     begun_with = {row.id for source in sources if source.role == "weights" for row in source.rows}
-    reasons = set(carried)
+    reasons, waived = set(carried), set(covered)
     duties: set[tuple[str, str, str, str]] = set()
     for source in sources:
         reasons.update(_reasons(source, facts, begun_with))
-        duties.update((o.id, str(o.value), o.from_teacher, o.terms) for o in _obligations(source, facts))
-    waived = set(covered)
+        duties.update((o.id, str(o.value), o.from_teacher, o.terms) for o in _obligations(source, facts, waived))
     return Decision(
         worst(reason.outcome for reason in reasons if reason.key not in waived),
         tuple(sorted(reasons, key=lambda reason: (reason.key, reason.outcome, reason.says))),
@@ -210,10 +213,10 @@ def _met(source: Source, condition: Condition, facts: Facts) -> tuple[Outcome, s
     return "human", f"Where it holds, declare it: terms.met: [{condition.id}]."
 
 
-def _obligations(source: Source, facts: Facts) -> Iterator[Obligation]:
+def _obligations(source: Source, facts: Facts, waived: set[str]) -> Iterator[Obligation]:
     for row in source.rows:
         for condition in _binding(source, row, facts):
-            if condition.check == "auto" or condition.id == "attribution":
+            if condition.check == "auto" and _key(source.about, row.id, condition.id) not in waived:
                 yield Obligation(condition.id, _value(source, row, condition, facts), source.name, row.id)
 
 
