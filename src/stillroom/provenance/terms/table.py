@@ -138,7 +138,10 @@ class Table:
         """A row by id or alias. Raises UsageError with the nearest id."""
         row = self._one(name)
         if row is None:
-            raise UsageError(f"the terms table has no row {name!r}{nearest(name, self.rows)}")
+            known = [each for one in self.rows.values() for each in (one.id, *one.aliases)]
+            meant = nearest(name, known)
+            meant = meant if meant.startswith("; did you") else ". See: stillroom terms list"
+            raise UsageError(f"the terms table has no row {name!r}{meant}")
         return row
 
 
