@@ -487,6 +487,7 @@ def recipe(small_tokenizer, tmp_path, monkeypatch):
             },
             "tokens": {"length": 32},
             "teacher": {"use": "causal_lm", "model": "teacher"},
+            "terms": {"teacher": {"licence": "own"}},
             "student": {"use": "fresh", "hidden": 32, "layers": 1, "heads": 2},
             "record": {"keep": [{"use": "top_k", "k": 16}]},
             "alone": None,

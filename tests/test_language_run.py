@@ -21,6 +21,7 @@ RECIPE = {
     },
     "tokens": {"length": 48},
     "teacher": {"use": "causal_lm", "model": "teacher"},
+    "terms": {"teacher": {"licence": "own"}},
     "student": {"use": "fresh", "hidden": 16, "layers": 1, "heads": 2},
     "record": {"keep": [{"use": "top_k", "k": 16}], "batch_size": 4},
     "objective": {"use": "soft_targets", "temperature": 1.0},

@@ -46,6 +46,7 @@ def recipe(here: Path, **changes) -> str:
         "data": {"train": {"use": "csv", "path": "train.csv", **columns},
                  "test": {"use": "csv", "path": "test.csv", **columns}},
         "teacher": {"use": "mine.py:teacher"},
+        "terms": {"teacher": {"licence": "own"}},
         "student": {"use": "mlp", "inputs": 1, "hidden": [16]},
         "fit": {"epochs": 60, "batch_size": 16, "learning_rate": "2e-2"},
         "evaluate": {"replicates": 20, "metrics": ["accuracy", "agreement"]},

@@ -81,6 +81,7 @@ def test_from_a_file_to_a_student_that_answers(kind, tmp_path, monkeypatch):
         "seeds": [0],
         "data": {"source": write(kind, tmp_path), "split": {"train": 0.6, "validation": 0.1, "test": 0.3}},
         "teacher": {"use": "mine.py:centres"},
+        "terms": {"teacher": {"licence": "own"}},
         "student": {"use": "mine.py:net", "hidden": 6},
         "objective": {"soft_targets": 0.8, "hard_labels": 0.2},
         "fit": {"epochs": 40, "learning_rate": 0.03, "batch_size": 16},
