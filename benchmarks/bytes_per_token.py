@@ -1,6 +1,6 @@
 """Final student quality against recorded bytes per token: same student, same budget, many recordings, three seeds.
 
-    python benchmarks/bytes_per_token.py --work runs/bytes [--cells "top-64 6 bit"] [--seeds 0 1 2] [--small]
+    python benchmarks/bytes_per_token.py --work runs/bytes [--cells "likely .003"] [--seeds 0 1 2] [--small]
 
 Each cell (recording, seed) is one training, written to WORK/cells as soon as it is done: stop it at any time, run it
 again and it goes on. Without --cells and with all of them there, it writes results/bytes_per_token.json and the curve
@@ -59,10 +59,8 @@ def arms() -> dict[str, Arm]:
     found = {
         "everything fp16": Arm(sr.Everything(dtype="float16")),
         "hidden 8 bit": Arm(sr.Hidden(8)),
-        "top-128": Arm(sr.TopK(128)),
         "likely .0004": Arm(sr.Likely(0.0004, bits=7, coded=True)),
         "likely .003": Arm(sr.Likely(0.003, coded=True)),
-        "50 draws": Arm(sr.Sampled(50, bits=0)),
         "12 draws": Arm(sr.Sampled(12, bits=0)),
         "alone": Arm(None, sr.HardLabels()),
     }
