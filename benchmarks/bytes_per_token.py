@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "examples"))
@@ -39,6 +40,8 @@ SMALL = {"layers": (0, 1, 29), "rows": 8, "test": 4}
 LAYERS = (0, 1, 2, 8, 9, 10, 11, 15, 19, 20, 24, 27, 28, 29)
 METRICS = ("bits_per_byte", "kl", "agreement")
 SEEDS = (0, 1, 2)
+PLOTTED = ("everything fp16", "hidden 8 bit", "likely .0004", "likely .003", "50 draws", "12 draws")
+CURVE = HERE.parent / "docs" / "quality-against-bytes.svg"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def arms() -> dict[str, Arm]:
         "hidden 8 bit": Arm(sr.Hidden(8)),
         "likely .0004": Arm(sr.Likely(0.0004, bits=7, coded=True)),
         "likely .003": Arm(sr.Likely(0.003, coded=True)),
+        "50 draws": Arm(sr.Sampled(50, bits=0)),
         "12 draws": Arm(sr.Sampled(12, bits=0)),
         "alone": Arm(None, sr.HardLabels()),
     }
@@ -211,6 +215,25 @@ def publish(work: Path, known: Mapping[str, Arm]) -> None:
         "environment": environment(),
     }
     (HERE / "results" / "bytes_per_token.json").write_text(json.dumps({**about, "table": table}, indent=2) + "\n")
+    draw(table)
+
+
+def draw(table: Sequence[Mapping[str, Any]]) -> None:
+    """The curve of the guide: what each recording costs in KL against the whole vocabulary, with 95 % intervals."""
+    shown = [row for row in table if row["name"] in PLOTTED]
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for row in shown:
+        gap = row["kl_minus_everything"] or {"value": 0.0, "low": 0.0, "high": 0.0}
+        spread = [[gap["value"] - gap["low"]], [gap["high"] - gap["value"]]]
+        axes.errorbar(row["bytes_per_token"], gap["value"], yerr=spread, fmt="o", capsize=4, color="#0b7a6b")
+        axes.annotate(row["name"], (row["bytes_per_token"], gap["value"]), (7, 7), textcoords="offset points")
+    axes.axhline(0, color="#999999", linewidth=0.8)
+    axes.set(
+        xscale="log", xlabel="recorded bytes per token", ylabel="KL to the teacher, nats more than with everything"
+    )
+    axes.margins(x=0.25, y=0.3)
+    figure.savefig(CURVE, metadata={"Date": None})
 
 
 if __name__ == "__main__":
