@@ -14,11 +14,11 @@ SHORTEST = 200
 SHARES = {"train": 0.75, "validation": 0.85, "test": 1.0}  # up to which share of the text, topic by topic
 
 
-def reference(part: Literal["train", "validation", "test"]) -> Table:
+def reference(part: Literal["train", "validation", "test"], documents: int | None = None) -> Table:
     """One part of the reference, in documents of a few paragraphs: about 75 % of the text, 10 %, 15 %.
 
-    Whole topics are in one part. The reference repeats itself: a paragraph that stood in an earlier document is left
-    out everywhere, so no test paragraph was trained on.
+    ``documents``: the first so many of the part; None: all. Whole topics are in one part. The reference repeats itself:
+    a paragraph that stood in an earlier document is left out everywhere, so no test paragraph was trained on.
     """
     if part not in SHARES:
         raise UsageError(f"part {part!r} is unknown: choose {', '.join(SHARES)}.")
@@ -31,6 +31,7 @@ def reference(part: Literal["train", "validation", "test"]) -> Table:
         if next(name for name, share in SHARES.items() if before < share * total) == part:
             chosen += found[topic]
         before += sum(len(body) for _, body in found[topic])
+    chosen = chosen[:documents]
     return Table(
         {"text": tuple(body for _, body in chosen)},
         ids=tuple(name for name, _ in chosen),

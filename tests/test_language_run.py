@@ -7,6 +7,8 @@ import yaml
 
 import stillroom as sr
 from stillroom.errors import DataError, UsageError
+from stillroom.recipes import Use
+from stillroom.recipes.recipe import check_recipe
 from stillroom.run import open_run
 from stillroom.students import causal
 
@@ -115,3 +117,13 @@ def test_conversations_are_columns_of_json(place):
     (place / "texts.jsonl").write_text(json.dumps({"text": "hello"}) + "\n" + "\n".join(lines))
     with pytest.raises(DataError, match="is not JSON"):
         _ = open_run(written(place, name="other", tokens=tokens), progress=False).data
+
+
+def test_texts_are_not_kept_whole_by_default():
+    """At 49,152 ids a position of everything is 98 kB; what was said is kept."""
+    known = {**RECIPE, "record": {"batch_size": 4}}
+    assert check_recipe(known).record.keep == [Use(use="likely", least=0.0004, bits=7)]
+    assert check_recipe(known).record.batch_size == 4
+    assert check_recipe({**RECIPE, "record": {}}).record.keep[0].use == "likely"
+    assert check_recipe(RECIPE).record.keep == [Use(use="top_k", k=16)]
+    assert check_recipe({**known, "tokens": None, "teacher": {"use": "network"}}).record.keep[0].use == "everything"

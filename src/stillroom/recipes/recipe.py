@@ -16,6 +16,10 @@ from stillroom.recipes.declared import Terms
 DECLARED = "terms"
 
 
+# What is kept of token distributions: decision 0010 and the curve in docs/language-models.md say why.
+OF_TOKENS = {"use": "likely", "least": 0.0004, "bits": 7}
+
+
 class Strict(BaseModel):
     """Unknown keys are refused."""
 
@@ -80,7 +84,9 @@ class Data(Strict):
 class Record(Strict):
     """What is kept of the teacher's answers."""
 
-    keep: list[Use] = [Use(use="everything")]
+    keep: list[Use] = Field(
+        [Use(use="everything")], min_length=1, description="default for texts (tokens): likely, least 0.0004, 7 bits"
+    )
     views: int | None = Field(default=None, ge=1, description="recorded views of each example; needs data.views")
     batch_size: int = Field(default=64, gt=0)
 
@@ -149,6 +155,17 @@ class Recipe(Strict):
     export: list[Export] = []
     terms: Terms = Terms()
     threads: int | None = Field(None, gt=0, description="torch threads; default: torch's own choice")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_tokens(cls, content: Any) -> Any:
+        """Texts have a default of their own: the whole vocabulary at every position would fill a disk."""
+        if not isinstance(content, dict) or content.get("tokens") is None:
+            return content
+        record = content.get("record")
+        if record is not None and (not isinstance(record, dict) or "keep" in record):
+            return content
+        return {**content, "record": {"keep": [dict(OF_TOKENS)], **(record or {})}}
 
     @field_validator("seeds")
     @classmethod
