@@ -202,6 +202,11 @@ def test_a_student_of_the_teacher_is_found_and_says_so():
     assert body["inputs"] == {"declared": {"sha256": "ab", "rows": 60}}
 
 
+def test_what_else_could_explain_it_is_said():
+    found = dataclasses.replace(teacher_test(*made()), caution="both were trained under seed 3")
+    assert found.text.endswith("decoy standard deviations; caution: both were trained under seed 3")
+
+
 def test_a_student_of_a_decoy_is_no_evidence_and_needs_its_power():
     """The result can only be said beside the power that positives had; what it never says is checked too."""
     student, columns = made(taught=5)

@@ -100,6 +100,19 @@ def test_another_audit_in_the_folder_is_refused(place):
         audit_teachers(["runs/digits"], "audits/digits", settings=Settings("hard", 19, 300), progress=False)
 
 
+def test_one_seed_for_student_and_teacher_is_said(place):
+    """The order of data follows from the seed: two trainings under one are alike without any learning."""
+    shutil.copytree("runs/digits/alone", "same-seed")
+    config = json.loads(Path("same-seed/student.json").read_text())
+    config["plan"]["seed"] = 100
+    Path("same-seed/student.json").write_text(json.dumps(config))
+    settings = Settings(decoys=0)
+    (found,) = audit_teachers(["runs/digits"], "audits/seed", "same-seed", settings, progress=False)
+    assert found.caution.startswith("student and teacher were both trained under seed 100, and the same order of data")
+    (other,) = audit_teachers(["runs/digits"], "audits/seed", settings=settings, progress=False)
+    assert other.caution is None
+
+
 def test_the_result_is_a_signed_claim(place, capsys):
     done("keygen", "auditor")
     key = next(path for path in Path().iterdir() if path.name.startswith("auditor") and "pub" not in path.name)

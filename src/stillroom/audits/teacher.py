@@ -40,7 +40,7 @@ from stillroom.provenance.audit import (
 from stillroom.provenance.audit.decoys import answers_refusal
 from stillroom.recording import open_recording
 from stillroom.run import Run, open_run
-from stillroom.students.networks import load_student
+from stillroom.students.networks import CONFIG, load_student
 from stillroom.types import Model
 
 COMMITMENT = "commitment.json"
@@ -206,9 +206,8 @@ def audit_teachers(
         answers = {name: log_probs_of(audited.predict, table) for name, table in one.questions.items()}
         commitment = read_json(one.folder / COMMITMENT)
         inputs = {**commitment["inputs"], "commitment": {"sha256": json_digest(commitment)}}
-        found.append(
-            teacher_test(answers, columns, settings.mode, name=student_name, alpha=settings.alpha, inputs=inputs)
-        )
+        tested = teacher_test(answers, columns, settings.mode, name=student_name, alpha=settings.alpha, inputs=inputs)
+        found.append(dataclasses.replace(tested, caution=_shared_seed(place, one)))
     found = over_candidates(found)
     done = tuple(
         evidence if evidence.p is None or evidence.rejected else evidence.with_power(one.power(columns, progress))
@@ -217,3 +216,14 @@ def audit_teachers(
     result = folder / f"result-{student_name.replace('/', '-')}.json"
     write_json(result, {"format": "stillroom-audit/1", "results": [evidence.as_json() for evidence in done]})
     return done
+
+
+def _shared_seed(student: Path, candidate: Candidate) -> str | None:
+    """A student that was trained under the teacher's own seed is not independent of it, whatever it learned from."""
+    seed = (read_json(student / CONFIG).get("plan") or {}).get("seed")
+    if candidate.maker is None or seed != candidate.maker.seed:
+        return None
+    return (
+        f"student and teacher were both trained under seed {seed}, and the same order of data alone can make two "
+        "trainings alike. Test a student of another seed"
+    )

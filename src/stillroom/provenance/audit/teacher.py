@@ -32,7 +32,7 @@ class TeacherEvidence:
 
     ``p`` is exact and never below 1 / (decoys + 1); ``adjusted`` is Holm's over all candidates; both are None without
     decoys. ``effect`` (value, low, high): decoy standard deviations above their mean, 95 % bootstrap over inputs.
-    ``likeness``: each statistic of the teacher as it is, before standardising.
+    ``likeness``: each statistic of the teacher as it is, before standardising. ``caution``: what else could explain it.
     """
 
     teacher: str
@@ -48,6 +48,7 @@ class TeacherEvidence:
     effect: tuple[float, float, float] | None = None
     power: Power | None = None
     recipe: str | None = None
+    caution: str | None = None
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -68,6 +69,8 @@ class TeacherEvidence:
         several = f", {self.adjusted:.4f} by Holm over {self.candidates} candidates" if self.candidates > 1 else ""
         size = "effect {:.1f} [{:.1f}, {:.1f}] decoy standard deviations".format(*self.effect)
         numbers = f"p = {self.p:.4f}{several} (exact, {self.decoys} decoys, floor {floor_of(self.decoys):.4f}), {size}"
+        if self.caution is not None:
+            numbers = f"{numbers}; caution: {self.caution}"
         if self.rejected:
             found = f"evidence that {self.student} learned from {self.teacher}: {numbers}"
             return found if self.power is None else f"{found}; power {self.power}"
