@@ -51,17 +51,23 @@ def lineage_of(run: str, base: Path, table: Table) -> Lineage | None:
 
 
 def keep_parents(lineage: Lineage, run_folder: Path) -> Iterator[dict[str, str]]:
-    """Copy a parent's passport, its own parents' and the texts of their terms; yields the passport's entries."""
-    path = lineage.run / PASSPORT
-    yield _keep(path, lineage.name, run_folder)
-    for parent in lineage.passport["parents"]:
-        yield _keep(lineage.run / parent["path"], parent["name"], run_folder)
+    """Copy a parent's passport, its own parents' and the texts of their terms; yields the passport's entries.
+
+    Raises CheckError for one that is missing, or is not the one that was passed on.
+    """
+    own = lineage.run / PASSPORT
+    yield _keep(own, lineage.name, file_digest(own), run_folder)
+    for parent in lineage.passport["parents"]:  # where it says that they lie is not followed: it is somebody's word
+        sha256 = parent["passport_sha256"]
+        yield _keep(lineage.run / PARENTS / f"{sha256}.json", parent["name"], sha256, run_folder)
     for text in sorted((lineage.run / "terms").glob("*.txt")):
-        write_bytes(run_folder / "terms" / f"{file_digest(text)}.txt", text.read_bytes())
+        if not text.is_symlink() and file_digest(text) == text.stem:
+            write_bytes(run_folder / "terms" / text.name, text.read_bytes())
 
 
-def _keep(path: Path, name: str, run_folder: Path) -> dict[str, str]:
-    sha256 = file_digest(path)
+def _keep(path: Path, name: str, sha256: str, run_folder: Path) -> dict[str, str]:
+    if path.is_symlink() or not path.is_file() or file_digest(path) != sha256:
+        raise CheckError(f"{path} is not the passport of {name} with the sha256 {sha256}. Restore it.")
     inside = f"{PARENTS}/{sha256}.json"
     write_bytes(run_folder / inside, path.read_bytes())
     return {"name": name, "passport_sha256": sha256, "path": inside}

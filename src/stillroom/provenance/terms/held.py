@@ -69,7 +69,7 @@ def _same(folder: Path, policy: Mapping[str, Any], digests: Digests) -> bool:
     """Whether policy.json says the same, but for what has been done since."""
     if POLICY not in digests:
         return False
-    said = without_places(json.loads((folder / POLICY).read_bytes()))
+    said = without_places(json.loads(_read(folder / POLICY)))
     duties = [{**duty, "done": False} for duty in policy["obligations"]]
     return all(said[part] == value for part, value in {**policy, "obligations": duties}.items())
 
