@@ -25,7 +25,7 @@ def digits(split: str) -> sr.Table:
 
 
 def teacher(examples: sr.Table, workspace: Path | None = None, steps: int = 600, seed: int = 0) -> sr.Model:
-    """A small convolutional network trained on the labelled rows, in shifted views; ``seed`` is of all that is drawn."""
+    """A small convolutional network trained on the labelled rows, in shifted views; ``seed``: of all that is drawn."""
     from stillroom.data.views import Shift
 
     start = sr.Student.make(

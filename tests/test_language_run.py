@@ -119,11 +119,32 @@ def test_conversations_are_columns_of_json(place):
         _ = open_run(written(place, name="other", tokens=tokens), progress=False).data
 
 
-def test_texts_are_not_kept_whole_by_default():
-    """At 49,152 ids a position of everything is 98 kB; what was said is kept."""
-    known = {**RECIPE, "record": {"batch_size": 4}}
-    assert check_recipe(known).record.keep == [Use(use="likely", least=0.0004, bits=7)]
+FORWARD = {"use": "soft_targets", "temperature": 1}
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [
+        (FORWARD, "sampled"),
+        ([{**FORWARD, "weight": 0.5}, {"use": "hard_labels", "weight": 0.5}], "sampled"),
+        ({"use": "soft_targets"}, "likely"),  # at its own temperature of 2
+        ({**FORWARD, "divergence": "reverse_kl"}, "likely"),
+        ({"soft_targets": 1.0}, "likely"),
+        ([FORWARD, {"use": "soft_targets", "temperature": 4}], "likely"),
+        ([{"use": "hard_labels"}], "likely"),
+    ],
+)
+def test_texts_are_not_kept_whole_by_default(objective, name):
+    """At 49,152 ids a position of everything is 98 kB. Draws only where they are unbiased; what was said is kept."""
+    known = {**RECIPE, "record": {"batch_size": 4}, "objective": objective}
+    assert check_recipe(known).record.keep[0].use == name
     assert check_recipe(known).record.batch_size == 4
-    assert check_recipe({**RECIPE, "record": {}}).record.keep[0].use == "likely"
-    assert check_recipe(RECIPE).record.keep == [Use(use="top_k", k=16)]
+    assert check_recipe({**known, "record": {}}).record.keep[0].use == name
+    assert check_recipe({**RECIPE, "objective": objective}).record.keep == [Use(use="top_k", k=16)]
     assert check_recipe({**known, "tokens": None, "teacher": {"use": "network"}}).record.keep[0].use == "everything"
+
+
+def test_the_default_recording_teaches(place):
+    run = open_run(written(place, record={"batch_size": 4}, alone=None), progress=False)
+    assert run.record().manifest["keep"][0]["n"] == 50
+    assert run.fit()["student"][0].net is not None

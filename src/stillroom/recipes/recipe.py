@@ -16,8 +16,9 @@ from stillroom.recipes.declared import Terms
 DECLARED = "terms"
 
 
-# What is kept of token distributions: decision 0010 and the curve in docs/language-models.md say why.
-OF_TOKENS = {"use": "likely", "least": 0.0004, "bits": 7}
+# What is kept of token distributions (decision 0010): draws teach best for their bytes, entries serve every objective.
+DRAWS = {"use": "sampled", "n": 50, "bits": 0}
+ENTRIES = {"use": "likely", "least": 0.0004, "bits": 7}
 
 
 class Strict(BaseModel):
@@ -85,7 +86,9 @@ class Record(Strict):
     """What is kept of the teacher's answers."""
 
     keep: list[Use] = Field(
-        [Use(use="everything")], min_length=1, description="default for texts (tokens): likely, least 0.0004, 7 bits"
+        [Use(use="everything")],
+        min_length=1,
+        description="default for texts: 50 draws for forward KL at temperature 1, else likely",
     )
     views: int | None = Field(default=None, ge=1, description="recorded views of each example; needs data.views")
     batch_size: int = Field(default=64, gt=0)
@@ -165,7 +168,8 @@ class Recipe(Strict):
         record = content.get("record")
         if record is not None and (not isinstance(record, dict) or "keep" in record):
             return content
-        return {**content, "record": {"keep": [dict(OF_TOKENS)], **(record or {})}}
+        kept = dict(DRAWS if _takes_draws(content.get("objective")) else ENTRIES)
+        return {**content, "record": {"keep": [kept], **(record or {})}}
 
     @field_validator("seeds")
     @classmethod
@@ -188,6 +192,19 @@ class Recipe(Strict):
         return self.data.validation is not None or (self.data.split is not None and self.data.split.validation > 0)
 
     files: dict[str, str] = Field(default_factory=dict, description="sha256 of the user's own files, when resolved")
+
+
+def _takes_draws(objective: Any) -> bool:
+    """Whether every term that asks the teacher is forward KL at temperature 1: what draws are unbiased for."""
+    terms = objective if isinstance(objective, list) else [objective]
+    asking = [term for term in terms if not (isinstance(term, dict) and term.get("use") == "hard_labels")]
+    return bool(asking) and all(
+        isinstance(term, dict)
+        and term.get("use") == "soft_targets"
+        and term.get("temperature") == 1
+        and term.get("divergence", "forward_kl") == "forward_kl"
+        for term in asking
+    )
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Path]:
