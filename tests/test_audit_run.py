@@ -62,7 +62,11 @@ def place(tmp_path_factory):
 
 
 def test_a_run_is_audited_end_to_end(place, capsys):
-    """Its student is found, its control is not, with the same decoys; the run stays as it was sealed."""
+    """Its student is found, its control stands out far less among the same decoys; the run stays as it was sealed.
+
+    One of twenty controls is found by chance at this level (tests/test_audit_calibration counts them), so the text
+    of this one is not fixed: it follows from p.
+    """
     code = ["--decoys", 19, "--rows", 300, "--positives", 3, "--quiet"]
     done("audit", "teacher", "runs/digits", *code)
     said = capsys.readouterr().out
@@ -72,11 +76,17 @@ def test_a_run_is_audited_end_to_end(place, capsys):
     assert len(trained) == 19
 
     done("audit", "teacher", "runs/digits", "--student", "runs/digits/alone", *code)
-    assert capsys.readouterr().out.startswith("no evidence at power ")
+    said = capsys.readouterr().out
     assert [(path, path.stat().st_mtime_ns) for path in trained] == before
     result = json.loads((place / "audits/digits/result-digits-alone.json").read_text())["results"][0]
-    assert result["power"]["positives"] == 3
-    assert result["power"]["value"] >= 2 / 3
+    student = json.loads((place / "audits/digits/result-digits-student.json").read_text())["results"][0]
+    assert result["effect"]["value"] < student["effect"]["value"] - 1
+    if result["p"] > 0.05:
+        assert said.startswith("no evidence at power ")
+        assert result["power"]["positives"] == 3
+        assert result["power"]["value"] >= 2 / 3
+    else:
+        assert said.startswith("evidence that digits/alone ")
     assert provenance.verify("runs/digits") == []
 
 
