@@ -390,7 +390,7 @@ def test_ensembles_are_looked_at_by_member(tmp_path):
         ({"waivers": ["w.json"]}, "terms.waivers: there is no file w.json"),
         ({"table": "mine.json"}, "terms: there is no file mine.json"),
         ({"evasion": "some"}, "terms.evasion: Input should be 'none'"),
-        ({"teacher": {"licens": "MIT"}}, "unknown key 'terms.teacher.licens'"),
+        ({"teacher": {"licencee": "MIT"}}, "unknown key 'terms.teacher.licencee'"),
     ],
 )
 def test_a_wrong_declaration_says_what_to_do(terms, said, tmp_path):
