@@ -93,7 +93,7 @@ def peak_mib(step: Step, positions: int, dtype: torch.dtype, vocabulary: int) ->
     run(step, (few, arguments[1], arguments[2][:count], arguments[3], kept))  # compile, allocate workspaces
     arguments[1].grad = None
     if "stillroom" in step.__name__:
-        from stillroom import matmuls
+        from stillroom.divergences import matmuls
 
         matmuls._copies.clear()  # the kept copy of the head is counted, as if this were the first step
     gc.collect()  # what compiling left behind would otherwise be freed during the step, and hide some of its peak
@@ -158,7 +158,7 @@ def main() -> None:
         if asked.variant != "trl_gkd_default":  # another divergence
             found |= errors_of(step, dtype)
     if "stillroom" in asked.variant:
-        from stillroom import row_steps
+        from stillroom.divergences import row_steps
 
         found["compiled"] = os.environ.get("STILLROOM_COMPILE", "1") != "0" and not row_steps._compile_failed
     json.dump(found, sys.stdout)
