@@ -1,6 +1,7 @@
 """The rules of the house: sizes, docstrings, names and what the command line may import."""
 
 import ast
+import importlib.util
 import json
 import subprocess
 import sys
@@ -92,3 +93,17 @@ def test_the_published_recipe_schema_is_in_step():
     from stillroom.recipes.recipe import Recipe
 
     assert json.loads((ROOT / "docs" / "recipe.schema.json").read_text()) == Recipe.model_json_schema()
+
+
+def _names_taken(path: Path) -> list[tuple[str, str]]:
+    taken = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.ImportFrom) and node.level == 0]
+    return [(node.module or "", name.name) for node in taken for name in node.names]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_take_only_what_is_there(path):
+    """No test runs them, and they import late: a module that moved would be missed until somebody measures."""
+    for module, name in _names_taken(path):
+        if module.partition(".")[0] == "stillroom":
+            found = importlib.import_module(module)
+            assert hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}"), f"{module} has no {name}"
