@@ -86,7 +86,7 @@ class Record(Strict):
     """What is kept of the teacher's answers."""
 
     keep: list[Use] = Field(
-        [Use(use="everything")],
+        default=[Use(use="everything")],
         min_length=1,
         description="default for texts: 50 draws for forward KL at temperature 1, else likely",
     )
