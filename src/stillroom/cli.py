@@ -149,6 +149,7 @@ def reproduce(
         Path | None, typer.Option("--against", metavar="OTHER", help="compare with a run that is there; run nothing")
     ] = None,
     at_least: Annotated[str, typer.Option("--at-least", help="exit code 1 below this level")] = "R1",
+    key: Annotated[Path | None, typer.Option(help="a private key: the result is added to the claims, signed")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a finished run's recipe again in a fresh process, and say how far the result is the same.
@@ -166,6 +167,10 @@ def reproduce(
     place = again or folder.with_name(f"{folder.name}-again")
     result = compare(folder, against) if against else rerun(folder, place, files, quiet)
     say(str(result))
+    if key is not None:
+        from stillroom.provenance import claims
+
+        say(f"claim {claims.append(folder, 'reproduction', result.describe(), key)}")
     if not result.reaches(at_least):
         raise typer.Exit(1)
 

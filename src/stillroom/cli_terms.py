@@ -83,22 +83,11 @@ def add(
     """
     from datetime import UTC, datetime
 
-    import yaml
-
-    from stillroom.errors import UsageError
     from stillroom.provenance.terms.table import add_row
-    from stillroom.provenance.terms.texts import file_digest, words_digest
+    from stillroom.provenance.terms.texts import read_row
 
-    if not row.is_file() or (text is not None and not text.is_file()):
-        raise UsageError(f"{row if not row.is_file() else text} does not exist.")
-    content = yaml.safe_load(row.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or "id" not in content:
-        raise UsageError(f"{row} holds no row: a mapping with id, title, kind, output_use, says, ...")
     today = datetime.now(UTC).date().isoformat()
-    if text is not None:
-        read = {"sha256": file_digest(text), "words_sha256": words_digest(text), "of": text.name, "seen": today}
-        content["texts"] = [*content.get("texts", ()), read]
-    added = add_row(table, content, today)
+    added = add_row(table, read_row(row, text, today), today)
     typer.echo(f"{table}: {added.id} added. Name the table in your recipe: terms: {{table: {table.name}}}")
 
 

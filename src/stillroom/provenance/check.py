@@ -12,10 +12,19 @@ from typing import Any
 
 import rfc8785
 
-from stillroom.digests import file_digest
 from stillroom.provenance import signed
 from stillroom.provenance.card import CARD, render
-from stillroom.provenance.manifest import MANIFEST, Mismatch, compare, existing, files_of, form_of, shown
+from stillroom.provenance.manifest import (
+    LARGEST,
+    MANIFEST,
+    Mismatch,
+    compare,
+    digest_of,
+    existing,
+    files_of,
+    form_of,
+    shown,
+)
 from stillroom.provenance.passport import PASSPORT
 from stillroom.provenance.schema import validate
 from stillroom.provenance.signed import Trust
@@ -23,7 +32,6 @@ from stillroom.provenance.terms import held
 
 # What parsing, validating and rendering of hostile JSON can raise: deep nesting, lone surrogates, huge numbers.
 UNUSABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
-LARGEST_JSON = 64 << 20  # bytes; a larger passport or manifest is not one of ours
 
 
 def verify(run_folder: str | Path, trust: Trust | None = None) -> list[Mismatch]:
@@ -43,7 +51,7 @@ def verify(run_folder: str | Path, trust: Trust | None = None) -> list[Mismatch]
 def sealed(folder: Path) -> tuple[list[Mismatch], dict[str, str | None]]:
     """What ``verify`` finds without signature and claims, and the sha256 of each sealed file by path."""
     plain, odd = files_of(folder)
-    digests = {path: _digest(place) for path, place in plain.items()}
+    digests = {path: digest_of(place) for path, place in plain.items()}
     sizes = {path: place.stat().st_size for path, place in plain.items()}
     found = [Mismatch(path, "added", f"It is {why}.") for path, why in odd.items()]
     if MANIFEST in odd or not (folder / MANIFEST).is_file():
@@ -69,17 +77,10 @@ def _manifest(path: Path, digests: Mapping[str, str | None], sizes: Mapping[str,
     return [Mismatch(MANIFEST, "changed", "It is not in the form in which manifests are written."), *found]
 
 
-def _digest(path: Path) -> str | None:
-    try:
-        return file_digest(path)
-    except OSError:
-        return None
-
-
 def _parsed(path: Path) -> tuple[Any, str]:
     """The JSON of a file, and what is wrong with it in one sentence."""
     try:
-        if path.stat().st_size > LARGEST_JSON:
+        if path.stat().st_size > LARGEST:
             return None, "It is far too large."
         return json.loads(path.read_bytes(), parse_constant=_refuse), ""
     except OSError:

@@ -31,7 +31,7 @@ from stillroom.errors import CheckError, MissingExtraError, MissingFileError, Us
 from stillroom.files import write_bytes
 from stillroom.provenance.envelope import NotSignedError, opened, payload_of, seal
 from stillroom.provenance.keys import Signer, parsed, private_key, signer_of
-from stillroom.provenance.manifest import CLAIMS, CLAIMS_HEAD, Mismatch, existing
+from stillroom.provenance.manifest import CLAIMS, CLAIMS_HEAD, Mismatch, content_of, existing
 from stillroom.provenance.passport import PASSPORT
 
 FORMAT = "stillroom-claim/1"
@@ -41,7 +41,6 @@ HEAD_TYPE = "application/vnd.stillroom.claims-head+json"
 KINDS = ("audit", "reproduction", "revocation", "note")
 FIELDS = {"format", "number", "prev_sha256", "passport_sha256", "kind", "created", "signer", "body"}
 WHEN = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
-LARGEST = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def check(
     ``signed``: {"count", "head_sha256"} in the run's signed statement. ``head``: the sha256 of a claim you know of.
     """
     folder = existing(run_folder)
-    content = _content(folder / CLAIMS)
+    content = content_of(folder / CLAIMS)
     if content is None:
         return _nothing(folder, signed, head)
     lines = content.split(b"\n")
@@ -182,7 +181,7 @@ def _line_by_line(folder: Path, lines: Sequence[bytes], keys: Sequence[Signer] |
 
 def _against_head(folder: Path, lines: Sequence[bytes], known: Mapping[str, int]) -> Iterator[Mismatch]:
     """Whether the claims reach as far as the signed head says. More lines than that are well: it is written after."""
-    content = _content(folder / CLAIMS_HEAD)
+    content = content_of(folder / CLAIMS_HEAD)
     if content is None:
         yield Mismatch(CLAIMS_HEAD, "removed", "Where there are claims, it says how many.")
         return
@@ -230,17 +229,7 @@ def _signer(said: Any) -> Signer:
 
 
 def _lines(folder: Path) -> list[bytes]:
-    return (_content(folder / CLAIMS) or b"").split(b"\n")[:-1]
-
-
-def _content(path: Path) -> bytes | None:
-    """A plain file's bytes; None when there is none. What is too large to be ours reads as empty, so it cannot hold."""
-    if path.is_symlink() or not path.is_file():
-        return None
-    try:
-        return path.read_bytes() if path.stat().st_size <= LARGEST else b""
-    except OSError:
-        return b""
+    return (content_of(folder / CLAIMS) or b"").split(b"\n")[:-1]
 
 
 def _sha(line: bytes) -> str:

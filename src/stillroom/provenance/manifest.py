@@ -20,6 +20,7 @@ from stillroom.files import write_bytes
 MANIFEST = "manifest.json"
 FORMAT = "stillroom-manifest/1"
 TEMPORARY = ".tmp"
+LARGEST = 64 << 20  # bytes of a file that says something; a larger one is not one of ours
 # What lies outside of the seal, because it says something of the sealed run.
 SIGNATURE = "signature"
 MODEL_SIG = f"{SIGNATURE}/model.sig"
@@ -112,6 +113,24 @@ def write_manifest(run_folder: str | Path) -> Path:
 def form_of(manifest: Any) -> bytes:
     """The one form in which a manifest is written: sorted keys, two spaces, so that any byte changed is seen."""
     return (json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def digest_of(path: Path) -> str | None:
+    """sha256 of a file; None where it cannot be read."""
+    try:
+        return file_digest(path)
+    except OSError:
+        return None
+
+
+def content_of(path: Path) -> bytes | None:
+    """A plain file's bytes; None when there is none. What is too large to be ours reads as empty, so it cannot hold."""
+    if path.is_symlink() or not path.is_file():
+        return None
+    try:
+        return path.read_bytes() if path.stat().st_size <= LARGEST else b""
+    except OSError:
+        return b""
 
 
 def existing(run_folder: str | Path) -> Path:

@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stillroom.digests import json_digest
+from stillroom.digests import file_digest
 from stillroom.errors import CheckError, FolderError, UsageError
 from stillroom.provenance.check import verify
-from stillroom.provenance.outcome import history
-from stillroom.provenance.passport import build
+from stillroom.provenance.outcome import history, loss_digest
+from stillroom.provenance.passport import PASSPORT, build
 
 LEVELS = ("R3", "R2", "R1", "R0")
 MEANING = {
@@ -53,7 +53,7 @@ class Reproduction:
     """How far a second run agrees with the first. ``str()`` says it in lines; ``describe()`` is what a claim holds."""
 
     level: str
-    original: str  # sha256 of the first run's passport, canonical
+    original: str  # sha256 of the first run's passport.json
     partings: tuple[Parting, ...] = ()
     reasons: tuple[str, ...] = ()
     metric: str = "not compared"
@@ -121,16 +121,19 @@ def compare(original: str | Path, again: str | Path) -> Reproduction:
     partings = tuple(_partings(Path(original), Path(again), first))
     reasons = tuple(_differences(first, second))
     same_metric, metric = _metric(first, second)
+    losses = [[loss_digest(Path(run) / part["path"]) for part in first["seeds"]] for run in (original, again)]
     digests = [{part["path"]: part["content_digest"] for part in run["seeds"]} for run in (first, second)]
     reached = {
         "R3": digests[0] == digests[1] and None not in digests[0].values(),
-        "R2": not partings and first["run"]["loss_sha256"] is not None,
+        "R2": first["run"]["loss_sha256"] is not None and losses[0] == losses[1],
         "R1": same_metric,
         "R0": True,
     }
     same_recipe = first["run"]["recipe_sha256_canonical"] == second["run"]["recipe_sha256_canonical"]
     level = next(name for name in LEVELS if reached[name]) if same_recipe else "none"
-    return Reproduction(level, json_digest(first), partings, () if level == "R3" else reasons, metric)
+    return Reproduction(
+        level, file_digest(Path(original) / PASSPORT), partings, () if level == "R3" else reasons, metric
+    )
 
 
 def _partings(original: Path, again: Path, passport: Mapping[str, Any]) -> Iterator[Parting]:

@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from stillroom.digests import file_digest
 from stillroom.errors import MissingExtraError, UsageError
 from stillroom.provenance import attestation, claims, keys, model_signature
 from stillroom.provenance.envelope import NotSignedError, opened
@@ -25,6 +24,8 @@ from stillroom.provenance.manifest import (
     STATEMENT,
     TEMPORARY,
     Mismatch,
+    content_of,
+    digest_of,
     shown,
     walk,
 )
@@ -32,7 +33,6 @@ from stillroom.provenance.passport import PASSPORT
 from stillroom.provenance.schema import validate
 
 WHOLE = (MODEL_SIG, SIGNER, STATEMENT)
-LARGEST = 64 << 20  # bytes; a larger file in signature/ is not one of ours
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Trust:
 
 def signer_name(run_folder: str | Path) -> str | None:
     """Who says to have signed a run, in words; None when it is unsigned. Nothing is checked by this."""
-    content = _content(Path(run_folder) / SIGNER)
+    content = content_of(Path(run_folder) / SIGNER)
     if content is None:
         return None
     try:
@@ -79,7 +79,7 @@ def check(folder: Path, digests: Mapping[str, str | None], trust: Trust) -> list
     signed: Any = None
     if files:
         found = [Mismatch(path, "added", "It is no part of a signature.") for path in files if path not in WHOLE]
-        missing = [path for path in WHOLE if _content(folder / path) is None]
+        missing = [path for path in WHOLE if content_of(folder / path) is None]
         found += [Mismatch(path, "removed", "A signed run has one.") for path in missing]
         if not missing:
             signer, signed, more = _signature(folder, digests, trust)
@@ -101,19 +101,19 @@ def _signature(
     if signer is None:
         return None, None, found
     problem, vouched = None, False
-    if trust.certificate is not None or b"BEGIN CERTIFICATE" not in (_content(folder / SIGNER) or b""):
+    if trust.certificate is not None or b"BEGIN CERTIFICATE" not in (content_of(folder / SIGNER) or b""):
         key = Path(trust.key) if trust.key is not None else folder / SIGNER
         roots = Path(trust.certificate) if trust.certificate is not None else None
         problem = model_signature.problem(folder, key, roots)
     if problem is not None:
         found.append(Mismatch(MODEL_SIG, "untrusted", f"Its signature does not hold: {problem}."))
     else:
-        now = {**digests, **{path: _digest(folder / path) for path in _unsealed(folder)}}
-        different = model_signature.differences(_content(folder / MODEL_SIG) or b"", now)
+        now = {**digests, **{path: digest_of(folder / path) for path in _unsealed(folder)}}
+        different = model_signature.differences(content_of(folder / MODEL_SIG) or b"", now)
         vouched = not different
         found += different
     try:
-        said = opened(_content(folder / STATEMENT) or b"", attestation.PAYLOAD_TYPE, signer)
+        said = opened(content_of(folder / STATEMENT) or b"", attestation.PAYLOAD_TYPE, signer)
     except NotSignedError as error:
         problem = f"{str(error)[0].upper()}{str(error)[1:]}."
         return signer, None, [*found, Mismatch(STATEMENT, "untrusted", problem)]
@@ -123,7 +123,7 @@ def _signature(
 
 def _who(folder: Path, trust: Trust) -> tuple[Signer | None, list[Mismatch]]:
     """Whose signature it must be, and why the one in signer.pem is not to be believed."""
-    content = _content(folder / SIGNER) or b""
+    content = content_of(folder / SIGNER) or b""
     found: list[Mismatch] = []
     wanted = keys.public_key(trust.key) if trust.key is not None else None
     roots = keys.certificates(trust.certificate) if trust.certificate is not None else None
@@ -160,7 +160,7 @@ def _statement(folder: Path, said: Any, vouched: bool) -> list[Mismatch]:
 
     ``vouched``: model.sig holds for all files; where it and the statement differ, the statement is another run's.
     """
-    now = {path: _digest(folder / path) for path in attestation.BYPRODUCTS}
+    now = {path: digest_of(folder / path) for path in attestation.BYPRODUCTS}
     try:
         passport = json.loads((folder / PASSPORT).read_bytes())
         if validate(passport):
@@ -188,23 +188,6 @@ def _believed(trust: Trust, signer: Signer | None) -> list[Signer] | None:
     if trust.key is None and trust.certificate is None and not trust.claim_keys:
         return None
     return [*([signer] if signer is not None else []), *(keys.public_key(path) for path in trust.claim_keys)]
-
-
-def _content(path: Path) -> bytes | None:
-    """A plain file's bytes, None when there is none; what is too large to be ours reads as empty."""
-    if path.is_symlink() or not path.is_file():
-        return None
-    try:
-        return path.read_bytes() if path.stat().st_size <= LARGEST else b""
-    except OSError:
-        return b""
-
-
-def _digest(path: Path) -> str | None:
-    try:
-        return file_digest(path)
-    except OSError:
-        return None
 
 
 def _line(error: Exception) -> str:

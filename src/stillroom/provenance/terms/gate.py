@@ -74,10 +74,11 @@ class Reason:
     @property
     def key(self) -> str:
         """What a waiver names to cover it."""
-        return _key(self.about, self.terms, self.condition)
+        return key_of(self.about, self.terms, self.condition)
 
 
-def _key(about: str, terms: str, condition: str | None) -> str:
+def key_of(about: str, terms: str, condition: str | None) -> str:
+    """A reason as `stillroom gate` prints it and a waiver covers it."""
     return f"{about} / {terms} / {condition or 'use'}"
 
 
@@ -216,7 +217,7 @@ def _met(source: Source, condition: Condition, facts: Facts) -> tuple[Outcome, s
 def _obligations(source: Source, facts: Facts, waived: set[str]) -> Iterator[Obligation]:
     for row in source.rows:
         for condition in _binding(source, row, facts):
-            if condition.check == "auto" and _key(source.about, row.id, condition.id) not in waived:
+            if condition.check == "auto" and key_of(source.about, row.id, condition.id) not in waived:
                 yield Obligation(condition.id, _value(source, row, condition, facts), source.name, row.id)
 
 

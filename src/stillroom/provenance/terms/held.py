@@ -10,7 +10,7 @@ from typing import Any
 from stillroom.provenance.manifest import Mismatch
 from stillroom.provenance.passport import PASSPORT, without_places
 from stillroom.provenance.policy import POLICY
-from stillroom.provenance.terms.gate import worst
+from stillroom.provenance.terms.gate import key_of, worst
 from stillroom.provenance.terms.obligations import MOST_BYTES, NOTICE, RESTRICTIONS, place_of, unmet
 
 Digests = Mapping[str, str | None]
@@ -39,9 +39,7 @@ def check(folder: Path, passport: Mapping[str, Any], digests: Digests) -> Iterat
     if not _same(folder, policy, digests):
         yield Mismatch(PASSPORT, "changed", "What it says of the gate's decision is not what policy.json says.")
     covered = {cover for waiver in policy["waivers"] for cover in waiver["covers"]}
-    reasons = [
-        r for r in policy["reasons"] if f"{r['about']} / {r['terms']} / {r['condition'] or 'use'}" not in covered
-    ]
+    reasons = [r for r in policy["reasons"] if key_of(r["about"], r["terms"], r["condition"]) not in covered]
     if worst(reason["outcome"] for reason in reasons) != policy["decision"]:
         yield Mismatch(PASSPORT, "changed", f"Its reasons do not lead to its decision, {policy['decision']}.")
     yield from _duties(folder, passport, digests)

@@ -7,6 +7,9 @@ import re
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from stillroom.digests import file_digest
 from stillroom.errors import MissingFileError, UsageError
@@ -32,6 +35,23 @@ def words_digest(path: Path) -> str | None:
 def row_of(path: Path, table: Table) -> Row | None:
     """The row of the table that was read from this text."""
     return table.of_text(file_digest(path), words_digest(path))
+
+
+def read_row(path: Path, text: Path | None, today: str) -> dict[str, Any]:
+    """A row of the user's own (YAML or JSON), with the digests of the ``text`` that it was read from.
+
+    Raises UsageError for a file that is not there or holds no row.
+    """
+    for given in (path, text):
+        if given is not None and not given.is_file():
+            raise UsageError(f"{given} does not exist.")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or "id" not in content:
+        raise UsageError(f"{path} holds no row: a mapping with id, title, kind, output_use, says, ...")
+    if text is None:
+        return content
+    read = {"sha256": file_digest(text), "words_sha256": words_digest(text), "of": text.name, "seen": today}
+    return {**content, "texts": [*content.get("texts", ()), read]}
 
 
 def texts_beside(folder: Path, package: str | None = None) -> list[Path]:
