@@ -243,3 +243,11 @@ def test_verify_needs_a_sealed_run(here, capsys):
         main(["verify", "nowhere"])
     assert caught.value.code in (1, 2)
     assert "nowhere" in "".join(capsys.readouterr())
+
+
+def test_brackets_in_a_name_are_text(capsys):
+    """A folder called [/b] is no markup: rich would raise, or leave the name out."""
+    from stillroom.narration import say
+
+    say("runs/[bold]digits[/b]")
+    assert capsys.readouterr().out == "runs/[bold]digits[/b]\n"

@@ -9,10 +9,12 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stillroom.checking import show
 from stillroom.errors import CheckError
 from stillroom.exporting import Artifact
+from stillroom.recipes.gating import answer
 from stillroom.run import Run
 
 WIDTH = 120  # of the scoreboard, where there is no terminal to fit into
@@ -21,8 +23,8 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 
 
 def say(what: Any) -> None:
-    """Print to standard output."""
-    console.print(what)
+    """Print to standard output; what stands in brackets (a folder's name) is text, not markup."""
+    console.print(what, markup=False)
 
 
 def show_checks(run: Run) -> None:
@@ -57,7 +59,9 @@ def show_exports(artifacts: Sequence[Artifact]) -> None:
 
 def narrate(run: Run) -> None:
     """All stages in order, each announced; the scoreboard and the places at the end."""
-    say(f"[bold]{run.recipe.name}[/bold]  {run.recipe.about}".rstrip())
+    say(Text.assemble((run.recipe.name, "bold"), f"  {run.recipe.about}".rstrip()))
+    _ = run.allowed  # a refusal ends here, with its reasons
+    say(answer(run.question)[0][0])
     show_checks(run)
     run.record()
     run.fit()
@@ -67,7 +71,7 @@ def narrate(run: Run) -> None:
     say(report.scoreboard())
     if artifacts:
         show_exports(artifacts)
-    say(f"\n[bold]Everything lies in {run.folder}[/bold]")
+    say(Text(f"\nEverything lies in {run.folder}", "bold"))
     for name, about in _places(run):
         say(f"  {run.folder / name!s:<44} {about}")
     say(f"\nVerify it with:  stillroom verify {run.folder}")
