@@ -394,6 +394,12 @@ def test_a_waiver_lets_through_and_lands_in_the_passport(signed):
     kept.unlink()
     provenance.write_manifest(run)
     assert [(m.path, m.what) for m in provenance.verify(run)] == [(kept.relative_to(run).as_posix(), "removed")]
+    kept.write_bytes(Path("w.json").read_bytes())
+    policy = read_json(run / "policy.json")
+    policy["waivers"][0]["why"] = "contract 18"
+    write_json(run / "policy.json", policy)
+    lines = forged(run, lambda p: p["policy"]["waivers"][0].update(why="contract 18"))
+    assert any("The passport says otherwise of: why." in line for line in lines)
 
 
 def test_a_waiver_that_does_not_hold_is_refused_by_name(signed):

@@ -74,6 +74,7 @@ def test_the_page_says_what_the_gate_decided(sealed_run, tmp_path):  # noqa: F81
     }
     duty = {"id": "name-prefix", "value": "Llama", "from_teacher": "t", "terms": "llama-3.1", "done": False}
     waiver = {"sha256": "0" * 64, "who": "A. Person", "why": "asked the licensor", "until": "2030-01-01", "covers": []}
+    waiver["signer"] = "1" * 64
     said["policy"] |= {"decision": "human", "reasons": [reason], "obligations": [duty], "waivers": [waiver]}
     (run / "passport.json").write_text(json.dumps(said))
     html = write_report(run).read_text()

@@ -80,6 +80,7 @@ class WaiverPart(BaseModel):
     why: str
     until: Date
     covers: list[str]
+    signer: Sha256 = Field(description="of the public key whose signature holds, kept as terms/signer-SHA256.pem")
 
 
 class PolicyPart(BaseModel):

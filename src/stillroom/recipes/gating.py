@@ -102,10 +102,12 @@ def pass_gate(asked: Question, folder: Path | None, recipe: str = "RECIPE") -> D
         for waiver in asked.waivers:
             (folder / texts.FOLDER).mkdir(parents=True, exist_ok=True)
             (folder / texts.FOLDER / f"waiver-{waiver.sha256}.json").write_bytes(waiver.path.read_bytes())
+            (folder / texts.FOLDER / f"signer-{waiver.signer.id}.pem").write_bytes(waiver.signer.pem)
         parents = [entry for lineage in asked.lineages for entry in keep_parents(lineage, folder)]
         _write(folder / POLICY, described(asked.sources, asked.facts, asked.table.version, decision, parents) | {
             "waivers": [
-                {"sha256": w.sha256, "who": w.who, "why": w.why, "until": w.until, "covers": list(w.covers)}
+                {part: getattr(w, part) for part in ("sha256", "who", "why", "until")}
+                | {"covers": list(w.covers), "signer": w.signer.id}
                 for w in asked.waivers
             ],
             "data": dict(asked.data),

@@ -12,6 +12,7 @@ from stillroom.provenance.passport import PASSPORT, without_places
 from stillroom.provenance.policy import POLICY
 from stillroom.provenance.terms.gate import key_of, worst
 from stillroom.provenance.terms.obligations import MOST_BYTES, NOTICE, RESTRICTIONS, place_of, unmet
+from stillroom.provenance.terms.waivers import holds
 
 Digests = Mapping[str, str | None]
 
@@ -21,7 +22,8 @@ def entries(passport: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     for sha256 in dict.fromkeys(_texts(passport["teachers"])):
         yield {"path": f"terms/{sha256}.txt", "sha256": sha256}
     for waiver in passport["policy"]["waivers"]:
-        yield {"path": f"terms/waiver-{waiver['sha256']}.json", "sha256": waiver["sha256"]}
+        yield {"path": _waiver(waiver), "sha256": waiver["sha256"]}
+        yield {"path": _signer(waiver), "sha256": waiver["signer"]}
     for parent in passport["parents"]:
         yield {"path": parent["path"], "sha256": parent["passport_sha256"]}
 
@@ -42,7 +44,21 @@ def check(folder: Path, passport: Mapping[str, Any], digests: Digests) -> Iterat
     reasons = [r for r in policy["reasons"] if key_of(r["about"], r["terms"], r["condition"]) not in covered]
     if worst(reason["outcome"] for reason in reasons) != policy["decision"]:
         yield Mismatch(PASSPORT, "changed", f"Its reasons do not lead to its decision, {policy['decision']}.")
+    for waiver in policy["waivers"]:
+        # a file that is not the one of the passport has been named already
+        if digests.get(_waiver(waiver)) == waiver["sha256"] and digests.get(_signer(waiver)) == waiver["signer"]:
+            wrong = holds(_read(folder / _waiver(waiver)), _read(folder / _signer(waiver)), waiver)
+            if wrong:
+                yield Mismatch(_waiver(waiver), "changed", wrong)
     yield from _duties(folder, passport, digests)
+
+
+def _waiver(waiver: Mapping[str, Any]) -> str:
+    return f"terms/waiver-{waiver['sha256']}.json"
+
+
+def _signer(waiver: Mapping[str, Any]) -> str:
+    return f"terms/signer-{waiver['signer']}.pem"
 
 
 def _duties(folder: Path, passport: Mapping[str, Any], digests: Digests) -> Iterator[Mismatch]:

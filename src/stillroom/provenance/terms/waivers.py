@@ -5,7 +5,7 @@ A waiver is a DSSE envelope, signed with the keys of `stillroom keygen` that sig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -15,7 +15,7 @@ from stillroom.digests import file_digest
 from stillroom.errors import MissingFileError, UsageError
 from stillroom.files import write_bytes
 from stillroom.provenance.envelope import NotSignedError, opened, payload_of, seal
-from stillroom.provenance.keys import private_key, public_key
+from stillroom.provenance.keys import Signer, parsed, private_key, public_key
 
 PAYLOAD = "application/vnd.stillroom.waiver+json"
 FORMAT = "stillroom-waiver/1"
@@ -33,6 +33,7 @@ class Waiver:
     why: str
     until: str
     covers: tuple[str, ...]
+    signer: Signer  # whose signature holds; the run keeps the key, so that a stranger can check it again
 
 
 def write_waiver(path: Path, key: Path, who: str, why: str, until: str, covers: Sequence[str], today: date) -> None:
@@ -58,7 +59,7 @@ def read_waiver(path: Path, signers: Sequence[Path], today: date) -> Waiver:
     if not path.is_file():
         raise MissingFileError(f"the waiver {path} does not exist. Write one with: stillroom terms waive")
     raw = path.read_bytes()
-    content = _signed(path, raw, signers)
+    content, signer = _signed(path, raw, signers)
     wrong = [name for name, kind in FIELDS.items() if not isinstance(content.get(name), kind)]
     if wrong or set(content) - set(FIELDS) or content["format"] != FORMAT:
         raise UsageError(f"{path} is signed, but is no waiver ({FORMAT}): {', '.join(wrong) or 'other fields'}.")
@@ -70,21 +71,37 @@ def read_waiver(path: Path, signers: Sequence[Path], today: date) -> Waiver:
     if (ends - begins).days > LONGEST:
         raise UsageError(f"{path}: the waiver of {content['who']} holds for more than {LONGEST} days.")
     covers = tuple(str(cover) for cover in content["covers"])
-    return Waiver(path, file_digest(path), content["who"], content["why"], content["until"], covers)
+    return Waiver(path, file_digest(path), content["who"], content["why"], content["until"], covers, signer)
 
 
-def _signed(path: Path, raw: bytes, signers: Sequence[Path]) -> dict[str, Any]:
-    """What it says, when one of the signers signed it."""
+def holds(raw: bytes, pem: bytes, said: Mapping[str, Any]) -> str:
+    """What is wrong with a waiver that a run kept, with its signer's key and what the passport says of it; else ''.
+
+    Whether it had expired is not looked at: it held on the day when the teacher was asked.
+    """
+    try:
+        content = opened(raw, PAYLOAD, parsed(pem))
+    except NotSignedError as error:
+        return f"The waiver does not hold: {error}."
+    except ValueError:
+        return "The key of whoever signed the waiver is no public key (PEM)."
+    wrong = [name for name in ("who", "why", "until", "covers") if content.get(name) != said[name]]
+    return f"The passport says otherwise of: {', '.join(wrong)}." if wrong else ""
+
+
+def _signed(path: Path, raw: bytes, signers: Sequence[Path]) -> tuple[dict[str, Any], Signer]:
+    """What it says and who signed it, one of the signers."""
     if not signers:
         raise UsageError(f"{path}: terms.signers names nobody who may waive. Name their public keys (PEM).")
     why = []
     for signer in signers:
+        key = public_key(signer)
         try:
-            value = opened(raw, PAYLOAD, public_key(signer))
+            value = opened(raw, PAYLOAD, key)
         except NotSignedError as error:
             why.append(f"{signer.name}: {error}")
         else:
-            return value if isinstance(value, dict) else {}
+            return (value if isinstance(value, dict) else {}), key
     try:
         payload_of(raw, PAYLOAD)
     except NotSignedError as error:
