@@ -88,7 +88,9 @@ def several(passport):
         "obligations": [
             {"id": "notice", "value": "Gemma is ...", "from_teacher": "tiny teacher", "terms": "gemma", "done": False}
         ],
-        "waivers": [{"sha256": B, "who": "Ada", "why": "asked", "until": "2027-01-01", "covers": ["teacher"], "signer": B}],
+        "waivers": [
+            {"sha256": B, "who": "Ada", "why": "asked", "until": "2027-01-01", "covers": ["teacher"], "signer": B}
+        ],
         "table_version": "1",
     }  # fmt: skip
     return found
