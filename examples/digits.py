@@ -24,7 +24,9 @@ def digits(split: str) -> sr.Table:
     )
 
 
-def teacher(examples: sr.Table, workspace: Path | None = None, steps: int = 600, seed: int = 0) -> sr.Model:
+def teacher(
+    examples: sr.Table, workspace: Path | None = None, steps: int = 600, seed: int = 0, progress: bool = True
+) -> sr.Model:
     """A small convolutional network trained on the labelled rows, in shifted views; ``seed``: of all that is drawn."""
     from stillroom.data.views import Shift
 
@@ -37,7 +39,7 @@ def teacher(examples: sr.Table, workspace: Path | None = None, steps: int = 600,
     )
     plan = sr.Plan(seed=seed, steps=steps, batch_size=50, learning_rate=3e-3)
     labelled = examples.labelled().with_augment(Shift(1))
-    trained = sr.fit(start, None, labelled, sr.HardLabels(), plan=plan, folder=workspace)
+    trained = sr.fit(start, None, labelled, sr.HardLabels(), plan=plan, folder=workspace, progress=progress)
     return sr.from_network(
         trained.net, classes=trained.classes, name="digits teacher", licence="Apache-2.0", source="examples/digits.py"
     )

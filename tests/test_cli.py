@@ -212,6 +212,12 @@ def test_another_recipe_in_the_folder_is_refused(here, capsys):
     assert before == sorted((p, p.stat().st_mtime_ns) for p in (here / "runs").rglob("*") if p.is_file())
 
 
+def test_quiet_goes_for_the_teachers_training_too(here, capsys):
+    done("record", "digits.yaml", *SMALL, "--quiet")
+    assert "fit" not in capsys.readouterr().err
+    assert "progress" not in (here / "runs" / "digits" / "recipe.yaml").read_text()
+
+
 def test_a_truncated_shard_names_itself(here, capsys):
     done("record", "digits.yaml", *SMALL, "--quiet")
     shard = next((here / "runs" / "digits" / "recording" / "shards").glob("*.safetensors"))

@@ -87,7 +87,7 @@ class Run:
     @property
     def _offered(self) -> dict[str, Any]:
         train = self.data["train"]
-        offered: dict[str, Any] = {"examples": train, "folder": self.base}
+        offered: dict[str, Any] = {"examples": train, "folder": self.base, "progress": self.progress}
         if self.claimed:  # a teacher that is trained keeps its work there, so that every stage opens one
             offered["workspace"] = self.folder / "teacher"
         if train.classes is not None:

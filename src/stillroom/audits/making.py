@@ -80,7 +80,7 @@ def _reseeding(run: Run, use: Use) -> Maker:
     }
 
     def make(seed: int, folder: Path) -> Model:
-        offered: dict[str, Any] = {"examples": train, "folder": run.base, "workspace": folder}
+        offered: dict[str, Any] = {"examples": train, "folder": run.base, "workspace": folder, "progress": False}
         if train.classes is not None:
             offered["classes"] = train.classes
         return call(Use(use=use.use, **{**arguments, "seed": seed}), TEACHERS, run.base, "teacher", offered)

@@ -65,6 +65,8 @@ VIEWS = {
     "word_dropout": "stillroom.data.views:WordDropout",
 }
 
+PROGRESS = "progress"
+
 
 def function_of(use: Use, known: Mapping[str, str], folder: Path, what: str) -> Callable[..., Any]:
     """The function that a ``use`` names. Raises UsageError with the nearest built-in name."""
@@ -137,6 +139,8 @@ def resolved(recipe: Recipe, folder: Path) -> Recipe:
             return value
         function = function_of(Use(use=value["use"]), known, folder, key)
         for parameter in inspect.signature(function).parameters.values():
+            if parameter.name == PROGRESS:  # how a run is watched is no part of what it is
+                continue
             if parameter.default is not parameter.empty and _plain(parameter.default):
                 value.setdefault(parameter.name, settings.describe(parameter.default))
         return value

@@ -34,7 +34,7 @@ from stillroom.recipes.recipe import Recipe, Use
 from stillroom.teachers import ensemble
 
 # What the run itself gives to functions that have a parameter of that name.
-NAMES = "examples folder workspace classes outputs vocabulary teacher teacher_net tokenizer seed name"
+NAMES = "examples folder workspace classes outputs vocabulary teacher teacher_net tokenizer seed name progress"
 OFFERED: dict[str, Any] = dict.fromkeys(NAMES.split())
 
 
