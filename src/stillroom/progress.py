@@ -21,7 +21,7 @@ class Step(Protocol):
 
 @contextmanager
 def bar(title: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Step]:
-    """A progress bar of ``total`` steps, ``done`` of them already (resumed work). Yields a Step."""
+    """A progress bar of ``total`` steps (0: nobody knows), ``done`` of them already (resumed work). Yields a Step."""
     columns = (
         TextColumn("{task.description:<28}"),
         BarColumn(bar_width=32),
@@ -32,7 +32,7 @@ def bar(title: str, total: int, done: int = 0, shown: bool = True) -> Iterator[S
     )
     with Progress(*columns, console=console, disable=not shown) as progress:
         short = title if len(title) <= WIDTH else title[: WIDTH - 1] + "…"
-        task = progress.add_task(short, total=total, completed=done, note="")
+        task = progress.add_task(short, total=total or None, completed=done, note="")
 
         def step(amount: int = 1, note: str = "") -> None:
             progress.update(task, advance=amount)
