@@ -163,7 +163,7 @@ def naive_p(student: dict[str, np.ndarray], columns: Columns, mode: Mode) -> flo
     return 0.5 * float(torch.erfc(torch.tensor(z / 2**0.5, dtype=torch.float64)))
 
 
-def test_set(made: Set) -> list[dict[str, Any]]:
+def tests_of(made: Set) -> list[dict[str, Any]]:
     """Every student of a set against its teacher, in both modes and by the naive test."""
     kinds, students = make_students(made)
     answers, columns = made.answers(students), columns_of(made)
@@ -286,7 +286,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def run(tasks: list[Task], sets: Sequence[int]) -> list[dict[str, Any]]:
     """All rows of all sets, in order."""
-    return [{"task": task.name, **row} for task in tasks for number in sets for row in test_set(make_set(task, number))]
+    return [{"task": task.name, **row} for task in tasks for number in sets for row in tests_of(make_set(task, number))]
 
 
 def digest_of(rows: list[dict[str, Any]]) -> str:

@@ -44,13 +44,15 @@ class Recorder:
 
 def kill_and_resume(tmp_path, kills, keep):
     """Kill ``kills`` recordings, every other one at a drawn share of an uninterrupted one's time and the rest a few
-    milliseconds after a drawn number of shards; each then resumes to the end.
+    milliseconds after a drawn number of shards; each then resumes to the end. How many were killed where, and the
+    numbers of those that ended with other bytes than an uninterrupted one.
     """
     whole = Recorder(tmp_path / "whole", keep)
     began = time.monotonic()
     assert whole.process.wait() == 0
     seconds, shards = time.monotonic() - began, whole.shards()
     draw = random.Random(20)
+    different = []
     found = {"before the first shard": 0, "among the shards": 0, "after the last": 0, "complete": 0}
     for number in range(kills):
         recorder = Recorder(tmp_path / str(number), keep)
@@ -65,20 +67,25 @@ def kill_and_resume(tmp_path, kills, keep):
         place = "among the shards" if 0 < there < shards else "after the last" if there else "before the first shard"
         found["complete" if recorder.done.exists() else place] += 1
         record_all(str(recorder.folder), keep)
-        assert digest_files(recorder.folder) == digest_files(whole.folder)
+        if digest_files(recorder.folder) != digest_files(whole.folder):
+            different.append(number)
     print(f"{kills} kills, {shards} shards in {seconds:.1f} s: {found}")
-    assert found["among the shards"] > 0
+    return found, different
 
 
 @pytest.mark.parametrize("keep", ["fixed", "ragged"])
 def test_sigkill_at_four_moments_leaves_the_same_bytes(tmp_path, keep):
-    kill_and_resume(tmp_path, 4, keep)
+    found, different = kill_and_resume(tmp_path, 4, keep)
+    assert different == []
+    assert found["among the shards"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", ["fixed", "ragged"])
 def test_sigkill_at_twenty_moments_leaves_the_same_bytes(tmp_path, keep):
-    kill_and_resume(tmp_path, 20, keep)
+    found, different = kill_and_resume(tmp_path, 20, keep)
+    assert different == []
+    assert found["among the shards"] > 0
 
 
 class Interrupted(Exception):

@@ -31,6 +31,9 @@ def test_the_pages_run(name, tmp_path, monkeypatch):
     sys.modules.pop("page", None)
     torch.manual_seed(0)
     __import__("page")
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert {"recording/manifest.json", "student/model.safetensors"} <= left
+    assert name != "README.md" or "exports/onnx-int8/verify.json" in left
 
 
 SETUP = """
