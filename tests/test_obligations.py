@@ -1,5 +1,6 @@
 """What terms ask for is carried by the student, found by verify, and travels to the student's own students."""
 
+import hashlib
 import json
 import shutil
 from datetime import UTC, date, datetime, timedelta
@@ -400,6 +401,37 @@ def test_a_waiver_lets_through_and_lands_in_the_passport(signed):
     write_json(run / "policy.json", policy)
     lines = forged(run, lambda p: p["policy"]["waivers"][0].update(why="contract 18"))
     assert any("The passport says otherwise of: why." in line for line in lines)
+
+
+UNKNOWN_KIND = b"-----BEGIN PUBLIC KEY-----\nMBAwBwYDKgMEBQADBQABAgME\n-----END PUBLIC KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    ("part", "content", "says"),
+    [
+        ("sha256", "other.json", "The waiver does not hold: it is signed by another key than "),
+        ("sha256", b"{}", "The waiver does not hold: it is no signed envelope"),
+        ("signer", b"no key", "The key of whoever signed the waiver is no public key (PEM)."),
+        ("signer", UNKNOWN_KIND, "The key of whoever signed the waiver is no public key (PEM)."),
+    ],
+)
+def test_a_waiver_that_was_put_into_a_sealed_run_does_not_hold(signed, part, content, says):
+    """Its file, or its signer's key, exchanged together with everything that names it: the signature tells."""
+    run = made("small", signed)
+    keys.generate("other.pem")
+    (waiver,) = passport_of(run)["policy"]["waivers"]
+    until = waiver["until"]
+    write_waiver(Path("other.json"), Path("other.pem"), waiver["who"], waiver["why"], until, waiver["covers"], TODAY)
+    content = content if isinstance(content, bytes) else Path(content).read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    name = "waiver-{}.json" if part == "sha256" else "signer-{}.pem"
+    (run / "terms" / name.format(waiver[part])).unlink()
+    (run / "terms" / name.format(sha256)).write_bytes(content)
+    policy = read_json(run / "policy.json")
+    policy["waivers"][0][part] = sha256
+    write_json(run / "policy.json", policy)
+    lines = forged(run, lambda p: p["policy"]["waivers"][0].update({part: sha256}))
+    assert any(says in line for line in lines), lines
 
 
 def test_a_waiver_that_does_not_hold_is_refused_by_name(signed):

@@ -92,9 +92,14 @@ def public_key(path: str | Path) -> Signer:
 def parsed(content: bytes) -> Signer:
     """The public key in ``content``, in the one form in which keys are written. Raises ValueError."""
     _library()
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    return signer_of(_on_a_curve(load_pem_public_key(content), "it"))
+    try:
+        found = load_pem_public_key(content)
+    except UnsupportedAlgorithm as error:  # no ValueError, though it is one: a key of a kind that nobody knows
+        raise ValueError(str(error)) from None
+    return signer_of(_on_a_curve(found, "it"))
 
 
 def signer_of(key: EllipticCurvePublicKey) -> Signer:
