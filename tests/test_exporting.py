@@ -12,8 +12,8 @@ from torch import nn
 
 from stillroom.data import Table
 from stillroom.errors import FolderError, MissingExtraError, ParityError, UsageError
-from stillroom.exporting import TARGETS, Artifact, Tolerance, Written, export, load_artifact
-from stillroom.exporting.onnx import open_model
+from stillroom.exporting import TARGETS, Artifact, Target, Tolerance, Written, export, load_artifact
+from stillroom.exporting.onnx.graph import open_model
 from stillroom.measures import METRICS
 from stillroom.network import Columns
 from stillroom.students.networks import Student
@@ -273,9 +273,9 @@ def damaged(good, change):
 def test_a_damaged_artefact_is_refused_and_named(change, mlp_case, shipped, tmp_path, monkeypatch):
     """Beyond the tolerance: the worst examples with both answers, and no file that could be shipped by accident."""
     student, examples = mlp_case
-    monkeypatch.setitem(TARGETS, "other", damaged(shipped("mlp"), lambda weight: weight))
+    monkeypatch.setitem(TARGETS, "other", Target(damaged(shipped("mlp"), lambda weight: weight), ("fp32",)))
     export(student, examples, tmp_path, "other", progress=False)
-    monkeypatch.setitem(TARGETS, "other", damaged(shipped("mlp"), change))
+    monkeypatch.setitem(TARGETS, "other", Target(damaged(shipped("mlp"), change), ("fp32",)))
     with pytest.raises(ParityError, match="row-") as caught:
         export(student, examples, tmp_path, "other", progress=False)
     assert str(caught.value).count("row-") == 5
@@ -301,7 +301,7 @@ def test_tolerance_is_the_users(mlp_case, tmp_path):
 def test_a_clear_loss_of_quality_is_refused(mlp_case, shipped, tmp_path, monkeypatch):
     """Even where agreement is not asked for, quality is; the sentence says by how much."""
     student, examples = mlp_case
-    monkeypatch.setitem(TARGETS, "other", damaged(shipped("mlp"), lambda w: w[::-1].copy()))
+    monkeypatch.setitem(TARGETS, "other", Target(damaged(shipped("mlp"), lambda w: w[::-1].copy()), ("fp32",)))
     with pytest.raises(ParityError, match="accuracy is"):
         export(student, examples, tmp_path, "other", tolerance=Tolerance(None, None, None, 0.02), progress=False)
 

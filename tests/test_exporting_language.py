@@ -14,8 +14,10 @@ import yaml
 import stillroom as sr
 from stillroom.data import pack
 from stillroom.errors import DataError, FolderError, MissingExtraError, ParityError, UsageError
-from stillroom.exporting import PRECISIONS, TARGETS, Written, gguf, gguf_tokens, load_artifact
-from stillroom.exporting.llamacpp import LlamaCpp
+from stillroom.exporting import TARGETS, Target, Written, load_artifact
+from stillroom.exporting.gguf import tokens as gguf_tokens
+from stillroom.exporting.gguf import writing as gguf
+from stillroom.exporting.gguf.llamacpp import LlamaCpp
 from stillroom.exporting.shipped import NextToken
 from stillroom.language import write_folder
 from stillroom.run import open_run
@@ -151,7 +153,8 @@ def test_the_explicit_mask_is_that_of_transformers(student, rows):
 
 def test_eight_bits_in_onnx_round_the_weights_alone():
     """Outliers among activations: rounded together with their row, everything else in it is lost."""
-    from stillroom.exporting import onnx_int8, onnx_runtime
+    from stillroom.exporting.onnx import int8 as onnx_int8
+    from stillroom.exporting.onnx import runtime as onnx_runtime
 
     onnx = onnx_runtime.library("onnx")
     table = torch.randn(64, 48).numpy()
@@ -328,7 +331,7 @@ def test_a_graph_that_looks_across_documents_is_refused(student, rows, tmp_path,
         path.with_suffix(".bin").write_bytes(b"graph")
         return Written(path.with_suffix(".bin"), lambda _: lambda pair: student.net(pair[0]).logits)
 
-    monkeypatch.setitem(TARGETS, "careless", careless)
+    monkeypatch.setitem(TARGETS, "careless", Target(careless, ("fp32",)))
     with pytest.raises(ParityError, match="largest difference of a log-probability is .* next tokens are others"):
         sr.export(student, rows, tmp_path, "careless", progress=False)
 
@@ -388,7 +391,7 @@ def test_a_classifier_is_no_language_model(target, tmp_path):
     net = Student(torch.nn.Linear(4, 3), name="small")
     table = sr.Table({"x": torch.randn(8, 4)}, ids=tuple("abcdefgh"))
     with pytest.raises(UsageError, match=rf"{target} .*language model with its tokenizer; 'small' answers logits"):
-        sr.export(net, table, tmp_path, target, PRECISIONS[target][0], progress=False)
+        sr.export(net, table, tmp_path, target, TARGETS[target].precisions[0], progress=False)
 
 
 def test_an_unknown_family_is_named(student, rows, tmp_path, monkeypatch):

@@ -218,7 +218,7 @@ def test_settings_out_of_range_are_refused(net, settings, message):
 def llama(net, small_tokenizer, tmp_path_factory):
     """llama.cpp's own server with the small model, float32."""
     xllamacpp = pytest.importorskip("xllamacpp")
-    from stillroom.exporting import gguf
+    from stillroom.exporting.gguf import writing as gguf
 
     path = tmp_path_factory.mktemp("gguf") / "small"
     made = gguf.write(causal.from_causal(net, small_tokenizer), (), (), path)

@@ -38,6 +38,20 @@ class Written:
 Exporter = Callable[[Student, Tensors, Iterable[Tensors], Path, str], Written]
 
 
+def _takes_all(student: Student, tensors: Tensors, precision: str) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place where students ship to, by name in ``stage.TARGETS``."""
+
+    write: Exporter
+    precisions: tuple[str, ...]
+    # asked before any work: what of (student, some input tensors, precision) it cannot take, with the alternative
+    unsupported: Callable[[Student, Tensors, str], str | None] = _takes_all
+
+
 @dataclass(frozen=True, eq=False)
 class Artifact:
     """A verified file that answers through the runtime it ships in. Features are not shipped: logits or values only."""

@@ -13,19 +13,22 @@ import torch
 
 from stillroom import settings
 from stillroom.errors import ParityError, UsageError, nearest
-from stillroom.exporting import gguf, huggingface, next_tokens, onnx
 from stillroom.exporting.artifact import (
     ARTIFACT,
     VERIFY,
     Artifact,
     Exporter,
+    Target,
     Tensors,
     Written,
     describe_files,
     write_config,
 )
-from stillroom.exporting.next_tokens import batch_effect_of, compare_next_tokens, speed
-from stillroom.exporting.texts import compare_token_ids
+from stillroom.exporting.gguf import writing as gguf
+from stillroom.exporting.language import huggingface, next_tokens
+from stillroom.exporting.language.next_tokens import batch_effect_of, compare_next_tokens, speed
+from stillroom.exporting.language.texts import compare_token_ids
+from stillroom.exporting.onnx import graph as onnx
 from stillroom.exporting.verify import SINGLES, TOLERANCES, Tolerance, batch_effect, compare, times
 from stillroom.files import write_json
 from stillroom.progress import Step, bar
@@ -33,8 +36,11 @@ from stillroom.students.networks import Student
 from stillroom.types import Examples, Metric, check_batch_of
 
 # An exporter is one function; a user's own is named 'my_file.py:my_exporter' or put in here.
-TARGETS: dict[str, Exporter] = {"onnx": onnx.write, "gguf": gguf.write, "huggingface": huggingface.write}
-PRECISIONS = {"onnx": onnx.PRECISIONS, "gguf": gguf.PRECISIONS, "huggingface": huggingface.PRECISIONS}
+TARGETS: dict[str, Target] = {
+    "onnx": Target(onnx.write, onnx.PRECISIONS),
+    "gguf": Target(gguf.write, gguf.PRECISIONS),
+    "huggingface": Target(huggingface.write, huggingface.PRECISIONS),
+}
 CALIBRATION_ROWS = 256
 CALIBRATION_BATCH = 32
 CALIBRATION_TEXTS = 16
@@ -63,7 +69,7 @@ def export(
     naming the worst examples, when the file is further from the student than ``tolerance`` (by precision: TOLERANCES).
     The file is then kept as failed.*, never as model.*, and verify.json says passed: false.
     """
-    write = _exporter(target)
+    kind = target_of(target, precision)
     label = target.rpartition(":")[2]
     place = Path(folder) / f"{label}-{precision}"
     count = check_batch_of(examples)
@@ -74,7 +80,10 @@ def export(
     _remove(place.glob("unverified*"))
     with bar(f"export {label} {precision}", 0 if speaks else count + 1, shown=progress) as step:
         tensors = tuple(_two(t) for t in plain.adapter(examples.batch(range(min(count, TRACED_ROWS)), None).inputs))
-        written = write(plain, tensors, _inputs(plain, calibration or examples), place / "unverified", precision)
+        refusal = kind.unsupported(plain, tensors, precision)
+        if refusal is not None:
+            raise UsageError(f"{label} {precision} cannot take the network of {plain.name!r}: {refusal}")
+        written = kind.write(plain, tensors, _inputs(plain, calibration or examples), place / "unverified", precision)
         if tolerance is None:
             known = next_tokens.TOLERANCES if speaks else TOLERANCES
             tolerance = known.get(precision, known["int8"])
@@ -145,11 +154,16 @@ def _remove(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _exporter(target: str) -> Exporter:
+def target_of(target: str, precision: str) -> Target:
+    """The target of a name, or a user's own exporter, which takes any precision. Raises UsageError with what there is."""
     if target in TARGETS:
+        known = TARGETS[target].precisions
+        if precision not in known:
+            raise UsageError(f"{target} has no precision {precision!r}{nearest(precision, known)}")
         return TARGETS[target]
     if ":" in target:
-        return settings.resolve(target)
+        write: Exporter = settings.resolve(target)
+        return Target(write, (precision,))
     raise UsageError(f"there is no export target {target!r}{nearest(target, TARGETS)}")
 
 

@@ -11,7 +11,7 @@ from stillroom import settings
 from stillroom.data.views import Chain
 from stillroom.divergences import DIVERGENCES, bind
 from stillroom.errors import UsageError, nearest
-from stillroom.exporting import PRECISIONS, TARGETS
+from stillroom.exporting import target_of
 from stillroom.fitting.devices import check_trackers
 from stillroom.measures import METRICS
 from stillroom.objectives import Mix
@@ -58,11 +58,8 @@ def look_up(recipe: Recipe, folder: Path) -> None:
         if use is not None:
             complete(use, function_of(use, known, folder, what), what, OFFERED)
     for wanted in recipe.export:
-        if ":" not in wanted.target and wanted.target not in TARGETS:
-            raise UsageError(f"there is no export target {wanted.target!r}{nearest(wanted.target, TARGETS)}")
-        known = PRECISIONS.get(wanted.target, (wanted.precision,))
-        if wanted.precision not in known:
-            raise UsageError(f"{wanted.target} has no precision {wanted.precision!r}{nearest(wanted.precision, known)}")
+        if ":" not in wanted.target:
+            target_of(wanted.target, wanted.precision)
     check_trackers(recipe.trackers, folder)
     metrics_of(recipe, folder)
 

@@ -1,7 +1,7 @@
 """GGUF, the file that llama.cpp runs: float32, or q8_0 (blocks of 32 numbers of 8 bits and one scale).
 
 The writing of the container and the rounding are the ``gguf`` package's; here is what a family of networks is called
-there. The only file, with ``gguf_tokens``, that imports gguf.
+there. The only file, with ``tokens``, that imports gguf.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillroom.errors import UsageError, missing_extra, nearest
-from stillroom.exporting import llamacpp
+from stillroom.errors import UsageError, missing_extra
+from stillroom.exporting.gguf import llamacpp
 from stillroom.exporting.artifact import Tensors, Written
-from stillroom.exporting.gguf_tokens import add_tokenizer
+from stillroom.exporting.gguf.tokens import add_tokenizer
 from stillroom.language import is_causal
 from stillroom.students.networks import Student
 
@@ -39,8 +39,6 @@ def write(
     float32. Raises UsageError for an unknown precision, a student that is no language model, a family, RoPE or
     tokenizer that is not known here; MissingExtraError before anything is written.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"gguf has no precision {precision!r}{nearest(precision, PRECISIONS)}")
     net: Any = student.net
     if not is_causal(net) or student.tokenizer is None:
         raise UsageError(f"gguf holds a language model with its tokenizer; {student.name!r} answers {student.answers}.")

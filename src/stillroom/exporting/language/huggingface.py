@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillroom.errors import UsageError, nearest
+from stillroom.errors import UsageError
 from stillroom.exporting.artifact import Tensors, Written
 from stillroom.language import is_causal, load_causal, next_token, write_folder
 from stillroom.students.networks import Student
@@ -27,8 +27,6 @@ def write(
 
     Raises UsageError for an unknown precision, and for a student that is no language model.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"huggingface has no precision {precision!r}{nearest(precision, PRECISIONS)}")
     if not is_causal(student.net) or student.tokenizer is None:
         raise UsageError(
             f"huggingface takes a language model with its tokenizer; {student.name!r} answers {student.answers}."

@@ -1,6 +1,6 @@
 """ONNX, run by ONNX Runtime: float32 or int8, one file that needs neither stillroom nor PyTorch.
 
-Writes the graph; ``onnx_int8`` rounds it and ``onnx_runtime`` runs it. No other file imports onnx or onnxruntime.
+Writes the graph; ``int8`` rounds it and ``runtime`` runs it. No other file imports onnx or onnxruntime.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from stillroom.errors import UsageError, nearest
+from stillroom.errors import UsageError
 from stillroom.exporting.artifact import Tensors, Written
-from stillroom.exporting.onnx_int8 import quantise
-from stillroom.exporting.onnx_runtime import library, open_language_model, open_model, plain, without_traces
+from stillroom.exporting.onnx.int8 import quantise
+from stillroom.exporting.onnx.runtime import library, open_language_model, open_model, plain, without_traces
 from stillroom.exporting.shipped import NextToken, Shipped
-from stillroom.exporting.token_file import write_tokens
+from stillroom.exporting.language.token_file import write_tokens
 from stillroom.files import write_bytes
 from stillroom.network import Columns
 from stillroom.students.networks import Student
@@ -40,8 +40,6 @@ def write(
     The same student gives the same bytes on one set of library versions. Raises UsageError for an unknown precision
     and for a network that ONNX cannot take.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"onnx has no precision {precision!r}{nearest(precision, PRECISIONS)}")
     library("onnx")
     _check_size(student)
     names = input_names(student, len(tensors))

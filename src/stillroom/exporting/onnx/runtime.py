@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stillroom.errors import UsageError, missing_extra
 from stillroom.exporting.artifact import Run, Tensors
-from stillroom.exporting.token_file import WithTokens
+from stillroom.exporting.language.token_file import WithTokens
 
 
 def open_model(path: Path, threads: int = 1) -> Run:

@@ -9,7 +9,7 @@ from typing import Any
 
 from stillroom.errors import UsageError
 from stillroom.exporting.artifact import Run, Tensors
-from stillroom.exporting.onnx_runtime import library, plain, run_of, without_traces
+from stillroom.exporting.onnx.runtime import library, plain, run_of, without_traces
 from stillroom.network import Answers
 
 # What becomes int8: the operators that hold weights, and pooling, which would otherwise leave int8 between two of them.

@@ -1,0 +1,1 @@
+"""GGUF for llama.cpp: weights, tokenizer, and the runtime that opens it."""
