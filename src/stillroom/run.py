@@ -33,6 +33,8 @@ from stillroom.students.networks import Student, load_student
 from stillroom.teachers import ensemble
 from stillroom.types import Batch, Signal, identity_of
 
+PUBLISHED = "published"  # the one kind of teacher that may lack answers
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -94,6 +96,21 @@ class Run:
             offered |= {"classes": train.classes}
         return offered
 
+    @cached_property
+    def pool(self) -> Any:
+        """The rows that the student learns from, those without an answer left out where the recipe allows it."""
+        return self._covered("pool")
+
+    @cached_property
+    def test(self) -> Any:
+        """The rows that are measured on; as ``pool``."""
+        return self._covered("test")
+
+    def _covered(self, what: str) -> Any:
+        """A teacher that can be asked has answers to all rows, and need not be built for that."""
+        rows = self.data[what]
+        return self.teacher.covering(rows, what) if self.recipe.teacher.use == PUBLISHED else rows
+
     def student(self, seed: int) -> Student:
         """The untrained student of a seed; the adapter is fitted on the training inputs, labels unseen."""
         if self.recipe.tokens is not None:
@@ -122,9 +139,12 @@ class Run:
     def check(self) -> tuple[tuple[Check, ...], Estimate | None]:
         """Preflight: what would go wrong later, and what it will cost. Asks the gate first."""
         _ = self.allowed
-        student, pool = self.student(self.recipe.seeds[0]), self.data["pool"]
+        student, pool = self.student(self.recipe.seeds[0]), self.pool
         plan = plan_of(self.recipe, self.recipe.seeds[0], len(pool))
-        checks = preflight(self.teacher, student, pool, self.objective, labelled=self.data["labelled"], plan=plan)
+        checks = (
+            *self._told(),
+            *preflight(self.teacher, student, pool, self.objective, labelled=self._scored, plan=plan),
+        )
         if not all(check.passed for check in checks):
             return checks, None
         codecs = keep_of(self.recipe, self.base)
@@ -134,14 +154,28 @@ class Run:
 
         return checks, estimate(self.teacher, student, pool, plan=plan, objective=self.objective, kept=kept)
 
+    def _told(self) -> list[Check]:
+        """What a teacher says of itself before it is asked: published answers, how many can be used and why not all."""
+        if self.recipe.teacher.use != PUBLISHED:
+            return []
+        left = {what: len(self.data[what]) - len(rows) for what, rows in (("pool", self.pool), ("test", self.test))}
+        said = "; ".join(f"{count} rows of {what} left out" for what, count in left.items() if count)
+        return [Check("published answers", True, "; ".join(filter(None, (self.teacher.told(), said))))]
+
+    @property
+    def _scored(self) -> Any:
+        """The labelled rows that the teacher is scored on before anything starts: those that it answered."""
+        rows = self.data["labelled"]
+        return self.teacher.answered(rows) if self.recipe.teacher.use == PUBLISHED else rows
+
     def record(self) -> Recording:
         """Ask the teacher once; every seed learns from the same answers."""
         _ = self.allowed
         views = self.recipe.record.views if self.recipe.data.views is not None else None
-        check_requests(self.recipe.terms, len(self.data["pool"]) * (views or 1))
+        check_requests(self.recipe.terms, len(self.pool) * (views or 1))
         return record(
             featured(self.teacher, self.objective),
-            self.data["pool"],
+            self.pool,
             self.folder / "recording",
             keep_of(self.recipe, self.base),
             views=views,
@@ -157,7 +191,7 @@ class Run:
         """Train the student, and the control alone, once per seed."""
         _ = self.allowed
         recording = open_recording(self.folder / "recording", self.base)
-        pool, labelled = self.data["pool"], self.data["labelled"]
+        pool, labelled = self.pool, self.data["labelled"]
         trained: dict[str, list[Student]] = {"student": [], "alone": []}
         for seed in self.recipe.seeds:
             start, plan = self.student(seed), plan_of(self.recipe, seed, len(pool))
@@ -197,11 +231,11 @@ class Run:
         return evaluate(
             models,
             self.teacher,
-            self.data["test"],
+            self.test,
             metrics_of(self.recipe, self.base),
             self.folder / "report",
             metric=settings.metric,
-            training=self.data["pool"],
+            training=self.pool,
             replicates=settings.replicates,
             progress=self.progress,
         )
@@ -212,11 +246,11 @@ class Run:
         return [
             export(
                 student,
-                self.data["test"],
+                self.test,
                 self.folder / "exports",
                 wanted.target,
                 wanted.precision,
-                calibration=self.data["pool"],
+                calibration=self.pool,
                 progress=self.progress,
             )
             for wanted in self.recipe.export

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from stillroom.data.table import Augment, Table
 from stillroom.errors import DataError, MissingFileError, UsageError, missing_extra, nearest
+from stillroom.tabular import jsonl_lines
 from stillroom.types import UNLABELLED
 
 Rows = Mapping[str, Sequence[Any]]  # column name -> one value per row; None or '' = missing
@@ -93,17 +93,11 @@ def from_jsonl(
 ) -> Table:
     """A Table from a file with one JSON object per line; a key that a line lacks is missing there."""
     path = existing_file(path, folder)
-    found: list[dict[str, Any]] = []
-    for number, line in enumerate(_read(path).split("\n"), 1):  # splitlines() would cut at U+2028 within a text
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path.name}, line {number}: not JSON ({error}).") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path.name}, line {number}: {type(row).__name__}, not an object with named values.")
-        found.append(row)
+    found: list[Mapping[str, Any]] = []
+    for line in jsonl_lines(path):
+        if line.row is None:
+            raise DataError(f"{line.place}: {line.wrong}.")
+        found.append(line.row)
     names = list(dict.fromkeys(name for row in found for name in row))
     rows = {name: [row.get(name) for row in found] for name in names}
     return from_rows(rows, text=text, columns=columns, label=label, id=id, classes=classes, **_known(path, about))

@@ -155,7 +155,7 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 def target_of(target: str, precision: str) -> Target:
-    """The target of a name, or a user's own exporter, which takes any precision. Raises UsageError with what there is."""
+    """The target of a name, or a user's own exporter, of any precision. Raises UsageError with what there is."""
     if target in TARGETS:
         known = TARGETS[target].precisions
         if precision not in known:

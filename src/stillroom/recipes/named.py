@@ -28,6 +28,7 @@ TEACHERS = {
     "network": "stillroom.teachers.networks:from_factory",
     "causal_lm": "stillroom.teachers.causal:causal_lm",
     "run": "stillroom.students.teaching:from_run",
+    "published": "stillroom.teachers.published:published",
 }
 STUDENTS = {
     "mlp": "stillroom.students.architectures:mlp",

@@ -18,6 +18,7 @@ from stillroom.provenance.terms.gate import Access, Source
 from stillroom.provenance.terms.table import Row, Table
 from stillroom.recipes.declared import DataTerms, SourceTerms, Terms
 from stillroom.recipes.recipe import Recipe, Use
+from stillroom.teachers.published.place import source_of
 from stillroom.types import Identity
 
 BEGIN_WITH = ("pretrained", "lora")  # students that begin with the weights at their ``model``
@@ -44,6 +45,8 @@ class Origins:
             return [s for n, (name, one) in parts for s in self.teacher(Use(**one), of.get(name, said), f"{place}.{n}")]
         if use.use == "run":
             return self._student_of_a_run(str(use.arguments.get("run")), said, place)
+        if use.use == "published":
+            return self._published(use, said, place)
         if use.arguments.get("model") is not None and ":" not in use.use:
             return [self._source(place, "outputs", _model_at(use), said)]
         file, _, function = use.use.rpartition(":")
@@ -81,6 +84,21 @@ class Origins:
             return [s for n, part in enumerate(who.parts) for s in self._identified(part, said, f"{place}.{n}")]
         found = _Found(who.name, who.licence, who.source, route=who.route)
         return [self._source(place, "outputs", found, said)]
+
+    def _published(self, use: Use, said: SourceTerms, place: str) -> list[Source]:
+        """Published answers under their card's licence, and the model that wrote them where the recipe names it."""
+        found = source_of(str(use.arguments.get("path")), self.base, use.arguments.get("split"))
+        beside = texts.texts_beside(found.folder) if found.folder else []
+        if found.card is not None:
+            self.files.append(found.card)
+        licence = str(use.arguments.get("licence") or found.licence)
+        about = _Found(found.name, licence, found.source, beside=beside, route="published-outputs")
+        sources = [self._source(place, "outputs", about, said)]
+        if use.arguments.get("by"):
+            writer = _Found(str(use.arguments["by"]), route="published-outputs")
+            of = said.model_copy(update={"licence": None, "text": None})
+            sources.append(self._source(f"{place}.writer", "outputs", writer, of, "writer of the answers"))
+        return sources
 
     def _student_of_a_run(self, run: str, said: SourceTerms, place: str) -> list[Source]:
         """A student of another run: what its passport says of its own teachers holds here too."""

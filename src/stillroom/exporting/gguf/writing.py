@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import UsageError, missing_extra
-from stillroom.exporting.gguf import llamacpp
 from stillroom.exporting.artifact import Tensors, Written
+from stillroom.exporting.gguf import llamacpp
 from stillroom.exporting.gguf.tokens import add_tokenizer
 from stillroom.language import is_causal
 from stillroom.students.networks import Student

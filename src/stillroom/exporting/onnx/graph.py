@@ -18,10 +18,10 @@ import torch
 
 from stillroom.errors import UsageError
 from stillroom.exporting.artifact import Tensors, Written
+from stillroom.exporting.language.token_file import write_tokens
 from stillroom.exporting.onnx.int8 import quantise
 from stillroom.exporting.onnx.runtime import library, open_language_model, open_model, plain, without_traces
 from stillroom.exporting.shipped import NextToken, Shipped
-from stillroom.exporting.language.token_file import write_tokens
 from stillroom.files import write_bytes
 from stillroom.network import Columns
 from stillroom.students.networks import Student
