@@ -47,6 +47,24 @@ def locate(model: str | Path) -> Place:
     )
 
 
+def locate_file(model: str | Path, folder: Path | None = None) -> tuple[Path, Place]:
+    """A model that is one file, and its place: a path (looked up from ``folder`` first), or 'package:NAME/inner/file'.
+
+    Raises MissingFileError for a file that is not there, UsageError for a package that is not installed.
+    """
+    text = str(model)
+    if text.startswith("package:"):
+        outer, _, name = text.rpartition("/")
+        place = locate(outer or text)
+        path = Path(place.name) / name
+    else:
+        path = next((p for p in ((folder or Path()) / text, Path(text)) if p.is_file()), Path(text))
+        place = Place(str(path), path.stem, source=f"file {path.name}", licence=_card_licence(path.parent))
+    if not path.is_file():
+        raise MissingFileError(f"there is no file {text}. For one inside a package write package:NAME/inner/file.")
+    return path, place
+
+
 def _in_package(text: str) -> Place:
     package, _, inner = text.removeprefix("package:").partition("/")
     try:

@@ -26,6 +26,7 @@ TEACHERS = {
     "encoder_with_head": "stillroom.teachers.transformers:encoder_with_head",
     "sequence_classifier": "stillroom.teachers.transformers:sequence_classifier",
     "network": "stillroom.teachers.networks:from_factory",
+    "onnx": "stillroom.teachers.onnx:from_onnx",
     "causal_lm": "stillroom.teachers.causal:causal_lm",
     "run": "stillroom.students.teaching:from_run",
     "published": "stillroom.teachers.published:published",

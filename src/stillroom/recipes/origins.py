@@ -11,7 +11,7 @@ from typing import Any
 from stillroom.data.table import Table as Rows
 from stillroom.digests import file_digest
 from stillroom.errors import UsageError
-from stillroom.places import locate
+from stillroom.places import locate, locate_file
 from stillroom.provenance.lineage import Lineage, lineage_of
 from stillroom.provenance.terms import texts
 from stillroom.provenance.terms.gate import Access, Source
@@ -48,7 +48,7 @@ class Origins:
         if use.use == "published":
             return self._published(use, said, place)
         if use.arguments.get("model") is not None and ":" not in use.use:
-            return [self._source(place, "outputs", _model_at(use), said)]
+            return [self._source(place, "outputs", _model_at(use, self.base), said)]
         file, _, function = use.use.rpartition(":")
         if file.endswith(".py") and (said.licence or said.id):  # a function of one's own is not run to hear its name
             return [self._source(place, "outputs", _Found(function, source=Path(file).name), said)]
@@ -73,7 +73,7 @@ class Origins:
                 dataclasses.replace(s, place="student", about=f"weights of {s.name}", role="weights") for s in taught
             ]
         if recipe.tokens is not None and use.use in BEGIN_WITH:
-            return [self._source("student", "weights", _model_at(use), said)]
+            return [self._source("student", "weights", _model_at(use, self.base), said)]
         if said.licence or said.id:
             return [self._source("student", "weights", _Found(recipe.name), said)]
         return []
@@ -157,9 +157,16 @@ class _Found:
     route: str = "local-weights"
 
 
-def _model_at(use: Use) -> _Found:
+def _model_at(use: Use, base: Path) -> _Found:
     """A model at a hub, in a folder or in a package, without loading it."""
     model, gguf = str(use.arguments["model"]), use.arguments.get("gguf")
+    if model.endswith(".onnx"):
+        path, place = locate_file(model, base)
+        package = place.title if model.startswith("package:") else None
+        name, licence = (
+            str(use.arguments.get(k) or found) for k, found in (("name", path.stem), ("licence", place.licence))
+        )
+        return _Found(name, licence, place.source, place.title, texts.texts_beside(path.parent, package))
     if model.endswith(".gguf") and gguf is None:
         model, _, gguf = model.rpartition("/")
     place = locate(model or ".")
