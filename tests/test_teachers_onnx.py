@@ -53,6 +53,7 @@ def test_probabilities_and_logits_are_the_same_teacher(tmp_path):
     assert said.identity.classes == ("a", "b", "c")
     assert said.identity.digest == file_digest(tmp_path / "p.onnx")
     assert (said.identity.kind, said.identity.name) == ("onnx", "p")
+    assert (said.parameters_count, said.bytes) == (6, (tmp_path / "p.onnx").stat().st_size)
 
 
 def test_values_are_values(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ except ImportError as error:
 Gives = Literal["logits", "probabilities", "values"]
 ABOUT = ("name", "licence", "source", "route", "revision")
 SUM = 1e-3  # how far the probabilities of a row may be from summing to 1: float16 files round
+# shapes and indices are int64: what is learned is a floating type, or 8 bits of one
+LEARNED = {
+    onnx.TensorProto.DataType.Value(name) for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "UINT8")
+}
 DTYPES = {
     "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
     "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(int16)": np.int16, "tensor(int8)": np.int8,
@@ -63,6 +68,8 @@ class OnnxTeacher:
     choice: Choice | None = None
     rows: int = 64  # asked together
     fixed: bool = False  # the file takes exactly so many: the last ones are filled up, and cut off again
+    bytes: int | None = None  # of the file and its weights beside it
+    parameters_count: int | None = None
 
     def __call__(self, batch: Batch) -> Signal:
         feed = {given.name: _array(given, batch) for given in self.inputs}
@@ -159,15 +166,19 @@ def from_onnx(
     fixed = [each.shape[0] for each in found.values() if each.shape and isinstance(each.shape[0], int)]
     choice, order = _choose(tuple(classes) if classes else None, only, others, session, output)
     known = {"name": path.stem, "source": place.source, "licence": place.licence, **about}
+    beside, parameters = _weights(onnx.load(str(path), load_external_data=False).graph)
+    files = [path, *(path.parent / name for name in sorted(beside))]
     return OnnxTeacher(
         session,
         inputs=named,
         output=_output_of(session, output),
         gives=gives,
-        identity=Identity(digest=_digest(path), kind="onnx", classes=order, **known),
+        identity=Identity(digest=_digest(files), kind="onnx", classes=order, **known),
         choice=choice,
         rows=fixed[0] if fixed else rows,
         fixed=bool(fixed),
+        bytes=sum(each.stat().st_size for each in files),
+        parameters_count=parameters,
     )
 
 
@@ -273,20 +284,23 @@ def _refuse_rows(wrong: Tensor, batch: Batch, what: str, remedy: str = "") -> No
         raise SignalError(f"{what} for example {first!r} ({int(rows.sum())} of {len(batch)} rows). {remedy}".strip())
 
 
-def _digest(path: Path) -> str:
+def _digest(files: Sequence[Path]) -> str:
     """sha256 of the file; where its weights lie in files beside it, of the digests of all."""
-    beside = sorted(_weights_beside(onnx.load(str(path), load_external_data=False).graph))
-    if not beside:
-        return file_digest(path)
-    return json_digest({"model": file_digest(path), **{name: file_digest(path.parent / name) for name in beside}})
+    if len(files) == 1:
+        return file_digest(files[0])
+    return json_digest({path.name: file_digest(path) for path in files})
 
 
-def _weights_beside(graph: Any) -> set[str]:
-    """The files that hold tensors of the graph, or of a graph inside it."""
-    tensors = list(graph.initializer)
-    found: set[str] = set()
+def _weights(graph: Any) -> tuple[set[str], int]:
+    """The files beside it that hold tensors of the graph, or of a graph inside it; and how many numbers it learned."""
+    tensors, inner = list(graph.initializer), list[Any]()
     for attribute in (attribute for node in graph.node for attribute in node.attribute):
         tensors += [attribute.t, *attribute.tensors]
-        found |= {name for inner in (attribute.g, *attribute.graphs) for name in _weights_beside(inner)}
-    external = [t for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL]
-    return found | {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
+        inner += [attribute.g] if attribute.HasField("g") else []
+        inner += attribute.graphs
+    external = [tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    files = {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
+    learned = sum(math.prod(tensor.dims) for tensor in graph.initializer if tensor.data_type in LEARNED)
+    for found, count in map(_weights, inner):
+        files, learned = files | found, learned + count
+    return files, learned

@@ -1,0 +1,167 @@
+"""A Python apart: an environment made on demand for packages that cannot share ours, and scripts run in it.
+
+Nothing is imported from there and nothing of ours is there: a script takes files and leaves files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from stillroom.errors import CheckError, MissingFileError, UsageError
+from stillroom.files import read_json, write_json
+from stillroom.progress import bar, console
+
+PLACE = "STILLROOM_APART"  # the environment variable that says where environments are kept
+READY = "ready.json"
+SHOWN = 6  # last lines of what failed
+
+
+def environments() -> Path:
+    """Where environments are kept: $STILLROOM_APART, else stillroom/apart in the user's cache."""
+    if os.environ.get(PLACE):
+        return Path(os.environ[PLACE])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stillroom" / "apart"
+
+
+def pinned(requirements: Path) -> tuple[str, ...]:
+    """The packages that a file names, each as name==version: every one that is needed, since no others are installed.
+
+    Raises MissingFileError, and UsageError for a line that pins nothing (a range, an address, an option).
+    """
+    if not requirements.is_file():
+        raise MissingFileError(f"there is no file {requirements} of pinned requirements.")
+    lines = (line.partition("#")[0].strip() for line in requirements.read_text(encoding="utf-8").splitlines())
+    found = tuple(line for line in lines if line)
+    for line in found:
+        name, pin, version = line.partition("==")
+        if not (pin and name.strip() and version.strip()) or any(mark in line for mark in "<>~;@ "):
+            raise UsageError(f"{requirements.name}: {line!r} is no pin. Write name==version, one a line.")
+    if not found:
+        raise UsageError(f"{requirements.name} names no packages.")
+    return found
+
+
+def folder_of(requirements: Path) -> Path:
+    """Where the environment with these pins is, or will be: other pins, or another Python, have another folder."""
+    content = "\n".join((sys.version, *sorted(pinned(requirements))))
+    return environments() / f"{requirements.stem}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def python_apart(requirements: Path, *, progress: bool = True) -> Path:
+    """The Python of an environment with exactly these pins; made (minutes) where it is not there yet.
+
+    Two processes that ask together make it once. One that was interrupted is made again. It is kept, and used by every
+    run that names the same pins; delete the folder to be rid of it.
+    Raises UsageError with pip's last words when it cannot be made.
+    """
+    folder, pins = folder_of(requirements), pinned(requirements)
+    with _alone(folder):
+        if not _is_ready(folder, pins):
+            shutil.rmtree(folder, ignore_errors=True)
+            _make(folder, requirements, pins, progress)
+            write_json(folder / READY, {"pins": sorted(pins), "python": sys.version.split()[0]})
+    return _python(folder)
+
+
+def run_apart(
+    python: Path,
+    script: Path,
+    arguments: Sequence[str | Path] = (),
+    *,
+    line: Callable[[str], None] | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> None:
+    """Run a script there: it sees no package of ours, nor the current folder; ``line`` gets each line that it prints.
+
+    ``variables`` join the process's environment. Raises CheckError with its last words when it fails.
+    """
+    if not script.is_file():
+        raise MissingFileError(f"there is no script {script} to run apart.")
+    # -I: neither PYTHONPATH nor the user's own packages reach it
+    command = [str(python), "-I", str(script), *map(str, arguments)]
+    code, last = _run(command, line, dict(variables or {}))
+    if code:
+        raise CheckError(f"{script.name}, run apart, failed (exit code {code}): {last or 'it said nothing.'}")
+
+
+def _make(folder: Path, requirements: Path, pins: Sequence[str], progress: bool) -> None:
+    if progress:
+        console.print(f"{requirements.name}: an environment of its own is made once, for {len(pins)} packages.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with bar(f"environment of {requirements.stem}", len(pins), shown=progress) as step:
+        _succeed([sys.executable, "-m", "venv", "--without-pip", str(folder)], requirements)
+
+        def fetched(text: str) -> None:
+            if text.startswith("Collecting "):
+                step(1, text.split()[1])
+
+        # no dependencies: the file names every package, so no other version of anything can come along
+        pip = [sys.executable, "-m", "pip", "--python", str(folder), "--disable-pip-version-check"]
+        install = ["install", "--progress-bar", "off", "--no-deps", "-r", str(requirements)]
+        _succeed([*pip, *install], requirements, fetched)
+
+
+def _succeed(command: Sequence[str], requirements: Path, line: Callable[[str], None] | None = None) -> None:
+    code, last = _run(command, line, {})
+    if code:
+        raise UsageError(
+            f"the environment of {requirements.name} could not be made: {last}. Check the network and the pins; "
+            f"environments are kept in ${PLACE}."
+        )
+
+
+def _run(command: Sequence[str], line: Callable[[str], None] | None, variables: Mapping[str, str]) -> tuple[int, str]:
+    """The exit code and the last lines that were printed."""
+    last: deque[str] = deque(maxlen=SHOWN)
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+        env={**clean, **variables},
+    ) as process:
+        try:
+            for text in _lines(process):
+                last.append(text)
+                if line is not None:
+                    line(text)
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode, " | ".join(last)
+
+
+def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    for raw in process.stdout or ():
+        if text := raw.strip():
+            yield text
+
+
+def _is_ready(folder: Path, pins: Sequence[str]) -> bool:
+    mark = folder / READY
+    return mark.is_file() and read_json(mark).get("pins") == sorted(pins) and _python(folder).exists()
+
+
+def _python(folder: Path) -> Path:
+    return folder / "bin" / "python"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Only one process makes an environment; the others wait for it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
