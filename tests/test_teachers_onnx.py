@@ -103,7 +103,7 @@ def test_chosen_classes_and_the_rest_in_one(tmp_path):
         ({"inputs": {"y": "x"}}, "no input 'y'"),
         ({"output": "q"}, "no output 'q'"),
         ({"rows": 0}, "must be 1 or more"),
-        ({"lisence": "MIT"}, "did you mean 'licence'"),
+        ({"licence_": "MIT"}, "did you mean 'licence'"),
     ],
 )
 def test_settings_that_do_not_fit_the_file(tmp_path, settings, message):
