@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from stillroom.loading import load as load
     from stillroom.network import Columns as Columns
     from stillroom.objectives import HardLabels as HardLabels
+    from stillroom.objectives import MatchActions as MatchActions
+    from stillroom.objectives import MatchGaussians as MatchGaussians
     from stillroom.objectives import MatchValues as MatchValues
     from stillroom.objectives import Mix as Mix
     from stillroom.objectives import SoftTargets as SoftTargets
@@ -69,7 +71,15 @@ _PLACES = {
     "stillroom.fitting": ("fit",),
     "stillroom.loading": ("load",),
     "stillroom.network": ("Columns",),
-    "stillroom.objectives": ("HardLabels", "MatchValues", "Mix", "SoftTargets", "masked_mean"),
+    "stillroom.objectives": (
+        "HardLabels",
+        "MatchActions",
+        "MatchGaussians",
+        "MatchValues",
+        "Mix",
+        "SoftTargets",
+        "masked_mean",
+    ),
     "stillroom.objectives.on_policy": ("SampledReverseKL",),
     "stillroom.plan": ("Plan",),
     "stillroom.checking": ("preflight",),

@@ -1,5 +1,6 @@
 """The numbers of a report: quality, fidelity, calibration, cost, and how sure they are. Knows no stage and no file."""
 
+from stillroom.measures.actions import action_metrics
 from stillroom.measures.bootstrap import Interval, bootstrap, paired_bootstrap
 from stillroom.measures.cost import flops_per_example, latency, networks_of, parameter_count, weight_bytes
 from stillroom.measures.diagnosis import diagnose
@@ -19,6 +20,7 @@ __all__ = [
     "METRICS",
     "Interval",
     "RatioOfSums",
+    "action_metrics",
     "bits_per_byte_of_texts",
     "bootstrap",
     "classification_metrics",

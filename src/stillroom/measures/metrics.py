@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stillroom.divergences import forward_kl, total_variation
+from stillroom.measures.actions import ActionError
 from stillroom.measures.classification import (
     Against,
     CalibrationError,
@@ -75,6 +76,8 @@ METRICS: dict[str, Metric] = {
         Metric("rmse", squared_error, RatioOfSums("sqrt"), higher_is_better=False),
         Metric("largest_error", worst_error, largest, higher_is_better=False),
         Metric("teacher_distance", distance_to_teacher, _MEAN, higher_is_better=False, against_teacher=True),
+        Metric("action_error", ActionError(), _MEAN, higher_is_better=False, against_teacher=True),
+        Metric("largest_action_error", ActionError(worst=True), largest, higher_is_better=False, against_teacher=True),
     )
 }
 

@@ -1,10 +1,12 @@
 """What a student is asked to match: (student, teacher, batch) -> named values, one per position, never averaged.
 
 matching.py: targets, labels, values and mixtures, and how positions become one number; features.py: hidden states and
-relations; across.py: another tokenizer's teacher; on_policy.py: texts that the student wrote.
+relations; actions.py: what a policy does; across.py: another tokenizer's teacher; on_policy.py: texts that the student
+wrote.
 """
 
 from stillroom.objectives.across import AlignedTargets, SpanLikelihood, UniversalLogits
+from stillroom.objectives.actions import MatchActions, MatchGaussians
 from stillroom.objectives.features import MatchFeatures, MatchRelations
 from stillroom.objectives.matching import (
     HardLabels,
@@ -24,7 +26,9 @@ from stillroom.objectives.on_policy import SampledReverseKL
 __all__ = [
     "AlignedTargets",
     "HardLabels",
+    "MatchActions",
     "MatchFeatures",
+    "MatchGaussians",
     "MatchRelations",
     "MatchValues",
     "Mix",

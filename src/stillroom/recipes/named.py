@@ -49,6 +49,8 @@ OBJECTIVES = {
     "soft_targets": "stillroom.objectives:SoftTargets",
     "hard_labels": "stillroom.objectives:HardLabels",
     "match_values": "stillroom.objectives:MatchValues",
+    "match_actions": "stillroom.objectives:MatchActions",
+    "match_gaussians": "stillroom.objectives:MatchGaussians",
     "match_features": "stillroom.objectives.features:MatchFeatures",
     "match_relations": "stillroom.objectives.features:MatchRelations",
 }

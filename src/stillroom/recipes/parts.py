@@ -76,14 +76,19 @@ def _members(use: Use) -> list[Use]:
 
 
 def metrics_of(recipe: Recipe, folder: Path) -> list[Any] | None:
-    """The metrics: names of stillroom.measures.METRICS, or 'my_file.py:metric'; None leaves the choice to evaluate."""
+    """The metrics: names of stillroom.measures.METRICS, or 'my_file.py:name' of one or of a tuple of them; None leaves
+    the choice to evaluate.
+    """
     named, headline = recipe.evaluate.metrics, recipe.evaluate.metric
     for name in (*(named or ()), *((headline,) if headline else ())):
         if ":" not in name and name not in METRICS:
             raise UsageError(f"there is no metric {name!r}{nearest(name, METRICS)}")
     if headline and named is not None and headline not in named:
         raise UsageError(f"the headline {headline!r} is not among the metrics {', '.join(named)}. Add it there.")
-    return None if named is None else [settings.resolve(n, folder) if ":" in n else n for n in named]
+    if named is None:
+        return None
+    found = [settings.resolve(name, folder) if ":" in name else name for name in named]
+    return [metric for one in found for metric in (one if isinstance(one, list | tuple) else (one,))]
 
 
 def objective_of(use: Any, folder: Path) -> Any:
