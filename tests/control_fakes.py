@@ -29,7 +29,7 @@ def observe(state):
 
 
 def arrived(info):
-    return info["distance"] < 0.05 and info["speed"] < 0.05
+    return info["distance"] < 0.1 and info["speed"] < 0.15
 
 
 def cart(**changes):

@@ -18,6 +18,7 @@ from stillroom.errors import DataError, FolderError, MissingFileError
 from stillroom.files import write_bytes
 
 FORMAT = "stillroom-episodes/1"
+ABOUT = "episodes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +102,8 @@ def write_episodes(episodes: Episodes, path: Path) -> None:
     arrays = {f.name: getattr(episodes, f.name) for f in dataclasses.fields(Episodes)}
     tensors = {name: torch.from_numpy(a.copy()) for name, a in arrays.items() if isinstance(a, np.ndarray)}
     about = {"tasks": list(episodes.tasks), "starts": list(episodes.starts), "lengths": list(episodes.lengths)}
-    write_bytes(path, save(tensors, {"format": FORMAT, "about": json.dumps(about)}))
+    # one entry: safetensors writes several in any order, and the same episodes are to be the same bytes
+    write_bytes(path, save(tensors, {ABOUT: json.dumps({"format": FORMAT, **about})}))
 
 
 def read_episodes(path: Path) -> Episodes:
@@ -110,13 +112,13 @@ def read_episodes(path: Path) -> Episodes:
         raise MissingFileError(f"{path} does not exist.")
     try:
         with safe_open(path, "np") as file:
-            told = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if told.get("format") != FORMAT:
-            raise FolderError(f"{path} has format {told.get('format')!r}, not {FORMAT!r}. Delete it, and drive again.")
-        about = {name: tuple(values) for name, values in json.loads(told["about"]).items()}
+        if (found := about.pop("format", None)) != FORMAT:
+            raise FolderError(f"{path} has format {found!r}, not {FORMAT!r}. Delete it, and drive again.")
     except FolderError:
         raise
     except Exception as error:  # safetensors raises its own for a cut file
         raise FolderError(f"{path} cannot be read ({error}). Delete it, and drive again.") from None
-    return Episodes(answers=arrays.pop("answers", None), **arrays, **about)
+    told = {name: tuple(values) for name, values in about.items()}
+    return Episodes(answers=arrays.pop("answers", None), **arrays, **told)

@@ -72,6 +72,16 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class ArmOf:
+    """Makes the arm of a task."""
+
+    name: str
+
+    def __call__(self) -> Arm:
+        return Arm(self.name)
+
+
+@dataclass(frozen=True)
 class Sensors:
     """What a real arm knows of Meta-World's state [39], in decimetres: its hand [3], its gripper [1], and from a camera
     the object's place from the hand [3], and the goal's [3] where a person tells it (else 0).
@@ -118,7 +128,7 @@ def sawyer(
     return tuple(
         Task(
             name=name,
-            make=functools.partial(Arm, name),
+            make=ArmOf(name),
             observe=Sensors(name in TOLD, grid, number, several),
             low=(-1.0,) * 4,
             high=(1.0,) * 4,

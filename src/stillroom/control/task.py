@@ -26,7 +26,7 @@ class Task:
     ``observe(state [S]) -> [D]``: what the student's sensors give of a state, without what a real machine cannot know;
     the student sees the last ``frames`` of them, [frames * D], oldest first (the first is repeated at the start).
     ``succeeded(info)``: whether the step's info says that the task is done; None where only the return counts.
-    Raises UsageError for settings that cannot be.
+    Functions and frozen dataclasses, so that a task can be written down. Raises UsageError for settings that cannot be.
     """
 
     name: str

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,19 @@ from stillroom.types import Examples, identity_of
 
 CHECKPOINT = "checkpoint.pt"
 HISTORY = "history.jsonl"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a watcher sees of a logged step. Loss and terms are averages over the whole batch, all ranks."""
+
+    step: int  # counted from 0
+    epoch: float  # passes over the examples before it
+    loss: float  # before the step's update
+    terms: Mapping[str, float]
+    learning_rate: float
+    examples: int  # seen before it
+    rollouts: Mapping[str, float] = field(default_factory=dict)  # texts, tokens, truncated, degenerate; up to here
 
 
 def about(

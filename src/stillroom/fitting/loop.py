@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.environment import environment
-from stillroom.errors import DataError, UsageError
+from stillroom.errors import DataError, SignalError, UsageError
 from stillroom.files import claim_folder, write_json
 from stillroom.fitting import checkpoint, sharding
+from stillroom.fitting.checkpoint import Step
 from stillroom.fitting.devices import (
     accelerator_for,
     finish_trackers,
@@ -50,19 +50,6 @@ from stillroom.students.networks import CONFIG, Student, describe_student, save_
 from stillroom.types import Batch, Examples, Model, Objective, Signal
 
 ROWS = 200  # of history, at most (and the last step)
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a watcher sees of a logged step. Loss and terms are averages over the whole batch, all ranks."""
-
-    step: int  # counted from 0
-    epoch: float  # passes over the examples before it
-    loss: float  # before the step's update
-    terms: Mapping[str, float]
-    learning_rate: float
-    examples: int  # seen before it
-    rollouts: Mapping[str, float] = field(default_factory=dict)  # texts, tokens, truncated, degenerate; up to here
 
 
 def fit(
@@ -107,6 +94,10 @@ def fit(
         write_json(folder / CONFIG, {**describe_student(student), **about, "complete": False})
     try:
         run.train(watchers, checkpoint_seconds, progress)
+    except SignalError:
+        if not run.shared:  # one rank may fail alone, and the others would wait for it
+            run.keep()
+        raise
     finally:
         finish_trackers(run.accelerator, folder)
     return run.finish(about)
@@ -177,16 +168,22 @@ class _Run:
             while self.step < self.total:
                 terms = self._train_step()
                 last = self.step + 1 == self.total
-                if last or self.step % logged == 0:
-                    row = self._row(terms)
+                row = self._row(terms) if last or self.step % logged == 0 else None
+                self.step += 1
+                if row is not None:
                     self._log(row, watchers)
                     advance(0, f"loss {row.loss:.4f}" + (self.tally.note() if self.tally else ""))
-                self.step += 1
                 advance(1)
                 self.seconds = earlier + time.monotonic() - began
                 if self.folder and not last and self._is_due(time.monotonic() - saved >= every):
-                    checkpoint.save(self.folder, self._parts(), self.step, self.seconds, self.history, write=main)
+                    self.keep()
                     saved = time.monotonic()
+
+    def keep(self) -> None:
+        """Save the state in the folder. Where ranks hold a part each, all of them have to call it."""
+        if self.folder is not None:
+            main = self.accelerator.is_main_process
+            checkpoint.save(self.folder, self._parts(), self.step, self.seconds, self.history, write=main)
 
     def _is_due(self, mine: bool) -> bool:
         """Whether this rank takes part in a checkpoint: the first alone, or all where each holds a part."""
