@@ -24,6 +24,7 @@ from stillroom.exporting.artifact import (
     describe_files,
     write_config,
 )
+from stillroom.exporting.c import source as c
 from stillroom.exporting.gguf import writing as gguf
 from stillroom.exporting.language import huggingface, next_tokens
 from stillroom.exporting.language.next_tokens import batch_effect_of, compare_next_tokens, speed
@@ -38,6 +39,7 @@ from stillroom.types import Examples, Metric, check_batch_of
 # An exporter is one function; a user's own is named 'my_file.py:my_exporter' or put in here.
 TARGETS: dict[str, Target] = {
     "onnx": Target(onnx.write, onnx.PRECISIONS),
+    "c": Target(c.write, c.PRECISIONS, c.unsupported),
     "gguf": Target(gguf.write, gguf.PRECISIONS),
     "huggingface": Target(huggingface.write, huggingface.PRECISIONS),
 }
