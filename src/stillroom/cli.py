@@ -11,7 +11,7 @@ import typer
 
 from stillroom.cli_audit import app as audits
 from stillroom.cli_passport import claims, keygen, passport, sign, verify
-from stillroom.cli_serve import serve
+from stillroom.cli_serve import cascade, serve
 from stillroom.cli_terms import app as terms
 from stillroom.cli_terms import gate
 
@@ -191,7 +191,7 @@ def schema() -> None:
 
 app.command()(gate)
 app.add_typer(terms, name="terms")
-for command in (keygen, sign, verify, serve):
+for command in (keygen, sign, verify, serve, cascade):
     app.command()(command)
 app.add_typer(passport, name="passport")
 app.add_typer(claims, name="claims")

@@ -27,7 +27,7 @@ OTHER = "#0a0bff"
 ENOUGH = 10  # examples in a bin of confidence: fewer say nothing of its accuracy
 MOST_POINTS = 300  # of a curve: a page stays small whatever the number of steps
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10.5,
     "text.color": INK,
@@ -61,7 +61,7 @@ def comparisons_figure(comparisons: Sequence[Mapping[str, Any]]) -> str:
     """
     comparisons = [c for c in comparisons if c["metric"] == comparisons[0]["metric"]]  # one axis, one unit
     comparisons = [c for c in comparisons if c["worse"] != "untrained"] or comparisons
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 0.75 + 0.42 * len(comparisons)))
         axes = figure.add_subplot()
         for place, c in enumerate(comparisons):
@@ -77,13 +77,13 @@ def comparisons_figure(comparisons: Sequence[Mapping[str, Any]]) -> str:
         said = "; ".join(
             f"student {verdict(c)} against {c['worse']}, difference {number(c['difference'])}" for c in comparisons
         )
-        return _svg(figure, "comparisons", f"Differences with 95 % intervals: {said}.")
+        return svg(figure, "comparisons", f"Differences with 95 % intervals: {said}.")
 
 
 def curves_figure(curves: Sequence[Curve]) -> str:
     """Loss by step, the student's and the control's each on an axis of its own: they minimise different things."""
     rows = [row for row in ("student", "alone") if any(c.row == row for c in curves)]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.1))
         for place, row in enumerate(rows):
             axes = figure.add_subplot(1, len(rows), place + 1)
@@ -97,7 +97,7 @@ def curves_figure(curves: Sequence[Curve]) -> str:
             if place == 0:
                 axes.set_ylabel("training loss")
             axes.locator_params(axis="x", nbins=4)
-        return _svg(figure, "curves", f"Training loss by step of {' and '.join(rows)}; each minimises its own loss.")
+        return svg(figure, "curves", f"Training loss by step of {' and '.join(rows)}; each minimises its own loss.")
 
 
 def cost_figure(rows: Rows, metric: str, cost: str) -> str | None:
@@ -110,7 +110,7 @@ def cost_figure(rows: Rows, metric: str, cost: str) -> str | None:
     }
     if len(points) < 2:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.1))
         axes = figure.add_subplot()
         for row, (price, quality) in points.items():
@@ -138,7 +138,7 @@ def cost_figure(rows: Rows, metric: str, cost: str) -> str | None:
         said = "; ".join(
             f"{row}: {number(p[1]['value'])} at {number(p[0]['value'], cost)}" for row, p in points.items()
         )
-        return _svg(figure, f"cost-{cost}", f"{title_of(metric)} against {title_of(cost)}. {said}.")
+        return svg(figure, f"cost-{cost}", f"{title_of(metric)} against {title_of(cost)}. {said}.")
 
 
 def reliability_figure(reliability: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
@@ -146,7 +146,7 @@ def reliability_figure(reliability: Mapping[str, Sequence[Mapping[str, Any]]]) -
     shown = {row: [b for b in bins if b["count"] >= ENOUGH] for row, bins in reliability.items() if row != "untrained"}
     if not any(shown.values()):
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.5))
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 4)))
@@ -162,7 +162,7 @@ def reliability_figure(reliability: Mapping[str, Sequence[Mapping[str, Any]]]) -
         axes.set_ylabel("accuracy")
         axes.legend(loc="upper left", fontsize=10)
         names = ", ".join(shown)
-        return _svg(figure, "reliability", f"Accuracy by confidence of {names}; the diagonal is perfect calibration.")
+        return svg(figure, "reliability", f"Accuracy by confidence of {names}; the diagonal is perfect calibration.")
 
 
 def _log_ticks(axes: Axes, cost: str) -> None:
@@ -190,7 +190,7 @@ def _thinned(points: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return points[:: every or 1] if not points or every <= 1 else [*points[:-1:every], points[-1]]
 
 
-def _svg(figure: Figure, name: str, label: str) -> str:
+def svg(figure: Figure, name: str, label: str) -> str:
     """The figure as an SVG element: named for those who cannot see it, its ids its own, its colours the page's."""
     file = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):

@@ -27,11 +27,12 @@ from stillroom.measures.wording import (
     verdict,
 )
 from stillroom.report import figures
+from stillroom.report.cascade import cascade_figure
 from stillroom.report.lineage import gate_of, lineage_figure
 from stillroom.report.stages import Stages, read_stages
 
 PAGE = "report.html"
-FIGURES = ("comparisons", "latency", "generation", "parameters", "reliability", "curves")
+FIGURES = ("comparisons", "latency", "generation", "parameters", "reliability", "curves", "cascade")
 _PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]+")
 
 
@@ -69,6 +70,7 @@ def content(stages: Stages) -> dict[str, Any]:
         "disagreements": [] if report is None else [_disagreement(found) for found in report.get("disagreements", ())],
         "generations": [] if report is None else [_generation(found) for found in report.get("generations", ())],
         "overlap": None if report is None else _overlap(report.get("overlap")),
+        "cascade": stages.cascade,
         "harness": _harness(stages.harness),
         "provenance": _provenance(stages),
         "lineage": None if not stages.passport else lineage_figure(stages.passport, stages.parents),
@@ -157,6 +159,8 @@ def _figures(stages: Stages) -> dict[str, str | None]:
         for cost in ("latency", "generation", "parameters"):
             found[cost] = figures.cost_figure(in_order(report["rows"]), report["metric"], cost)
         found["reliability"] = figures.reliability_figure(in_order(report.get("reliability", {})))
+    if stages.cascade is not None:
+        found["cascade"] = cascade_figure(stages.cascade)
     if stages.curves:
         found["curves"] = figures.curves_figure(stages.curves)
     return found

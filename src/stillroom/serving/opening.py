@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from stillroom.files import read_json
 from stillroom.loading import load
 from stillroom.run import open_run
 from stillroom.serving.app import Serving
+from stillroom.serving.cascade import Cascade
+from stillroom.serving.journal import Journal
 from stillroom.serving.questions import raw_columns
 from stillroom.types import Batch, identity_of
 
@@ -40,6 +43,22 @@ def open_serving(run: Path, artifact: str | None = None, files: Path | None = No
         classes=model.classes,
         about=about,
     )
+
+
+def with_teacher(
+    serving: Serving, run: Path, threshold: float | None, journal: Path | None = None, files: Path | None = None
+) -> Serving:
+    """The same, with the run's teacher asked below ``threshold`` (None: always), its answers kept in ``journal``.
+
+    Raises UsageError for a student without classes.
+    """
+    if not serving.classes:
+        raise UsageError("a cascade needs a student with classes: its confidence decides who answers.")
+    place = journal or run.resolve().with_name(f"{run.resolve().name}-journal.jsonl")  # outside: a run is sealed
+    kept = Journal(place, [raw.name for raw in serving.columns])
+    teacher = open_run(run, progress=False, files=files or Path()).teacher
+    second = Cascade(teacher, 2.0 if threshold is None else threshold, kept, serving.columns, serving.classes)
+    return dataclasses.replace(serving, second=second, about={**serving.about, "threshold": threshold})
 
 
 def is_language(run: Path) -> bool:
