@@ -43,6 +43,8 @@ def serve(
 ) -> None:
     """Answer questions over HTTP with a run's student: POST /predict, documented at /docs; /health, /metrics.
 
+    A language model gets OpenAI's routes: /v1/chat/completions, /v1/completions, /v1/models.
+
     Questions that come together are answered together. It listens on this machine only unless --host says otherwise,
     and on SIGTERM answers what is in flight before it ends. With --cascade the teacher is asked below a threshold of
     confidence (stillroom cascade), and its answers are kept in a journal that the next student can learn from.
@@ -51,23 +53,37 @@ def serve(
     """
     import torch
 
-    from stillroom.serving.app import build_app
-    from stillroom.serving.opening import open_serving
     from stillroom.serving.server import serve as listen
 
     torch.set_num_threads(threads)
-    opened = open_serving(run, artifact, files)
-    served = dataclasses.replace(opened, most=batch, wait=wait / 1000, open_requests=open_requests)
-    if cascade:
-        from stillroom.serving.opening import with_teacher
-
-        found = _threshold(run, risk, certainty, against, files, quiet)
-        served = with_teacher(served, run, found["threshold"], journal, files)
+    gathered: dict[str, Any] = {"most": batch, "wait": wait / 1000, "open_requests": open_requests}
+    choice = (risk, certainty, against, files, quiet) if cascade else None
+    app, name = _application(run, artifact, gathered, choice, journal, files)
 
     def ready(address: str) -> None:
-        typer.echo(f"serving {served.name} at {address} (its documentation: {address}/docs; end with Ctrl-C)")
+        typer.echo(f"serving {name} at {address} (its documentation: {address}/docs; end with Ctrl-C)")
 
-    listen(build_app(served), host, port, ready)
+    listen(app, host, port, ready)
+
+
+def _application(
+    run: Path, artifact: str | None, gathered: dict[str, Any], choice: Any, journal: Path | None, files: Path | None
+) -> tuple[Any, str]:
+    """The application of a run and its name."""
+    from stillroom.errors import UsageError
+    from stillroom.serving import opening
+    from stillroom.serving.app import build_app
+    from stillroom.serving.language import build_language_app
+
+    if opening.is_language(run) and artifact is None:
+        if choice is not None:
+            raise UsageError("--cascade is for students with classes: a language model's answers have no confidence.")
+        written = dataclasses.replace(opening.open_language(run, files), **gathered)
+        return build_language_app(written), written.name
+    served = dataclasses.replace(opening.open_serving(run, artifact, files), **gathered)
+    if choice is not None:
+        served = opening.with_teacher(served, run, _threshold(run, *choice)["threshold"], journal, files)
+    return build_app(served), served.name
 
 
 def cascade(

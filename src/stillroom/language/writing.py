@@ -5,7 +5,7 @@ The order and number of texts that are written together changes none of them, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +35,14 @@ def write(
     ends: Sequence[int],
     temperature: float = 1.0,
     top_p: float = 1.0,
+    heard: Callable[[Tensor], None] | None = None,
 ) -> list[Written]:
     """One text after each prompt, of at most ``draws.shape[1]`` tokens, up to the first of the ids ``ends``.
 
     ``draws`` [B, N] in [0, 1): token n of text b is the one at which the cumulative probability passes draws[b, n].
-    ``top_p``: only the likeliest tokens whose mass reaches this share are drawn (Holtzman et al. 2019). The network
-    runs in the mode that it is in; no setting of its own generation_config (penalties, temperature) is used.
+    ``top_p``: only the likeliest tokens whose mass reaches this share are drawn (Holtzman et al. 2019).
+    ``heard(tokens [B])`` is told of every token as it is drawn, also of those after a text's end. The network runs in
+    the mode that it is in; no setting of its own generation_config (penalties, temperature) is used.
     """
     try:
         from transformers import GenerationConfig
@@ -52,7 +54,7 @@ def write(
         raise UsageError(f"{type(inner).__name__} cannot write: it is no causal language model of transformers.")
     device = inner.get_input_embeddings().weight.device
     tokens, mask = _left_padded(prompts, ends[0])
-    draw = _Draw(draws.to(device), _warpers(temperature, top_p))
+    draw = _Draw(draws.to(device), _warpers(temperature, top_p), heard)
     own = inner.generation_config  # generate() would take from it whatever ours does not say
     inner.generation_config = GenerationConfig(
         max_new_tokens=draws.shape[1], do_sample=False, use_cache=True, eos_token_id=list(ends), pad_token_id=ends[0]
@@ -96,8 +98,8 @@ class _Draw:
     Generation that draws by itself takes one stream of random numbers for the whole batch.
     """
 
-    def __init__(self, draws: Tensor, warpers: Sequence[Any]) -> None:
-        self.draws, self.warpers = draws, warpers
+    def __init__(self, draws: Tensor, warpers: Sequence[Any], heard: Callable[[Tensor], None] | None = None) -> None:
+        self.draws, self.warpers, self.heard = draws, warpers, heard
         self.log_probs: list[Tensor] = []
 
     def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
@@ -109,6 +111,8 @@ class _Draw:
         point = self.draws[:, len(self.log_probs), None].double() * mass[:, -1:]
         chosen = torch.searchsorted(mass, point, right=True).clamp(max=scores.shape[-1] - 1)
         self.log_probs.append(log_probs.gather(-1, chosen).squeeze(-1))
+        if self.heard is not None:
+            self.heard(chosen.squeeze(-1))
         return torch.full_like(scores, float("-inf")).scatter(-1, chosen, 0.0)
 
     def as_list(self) -> Any:

@@ -4,10 +4,10 @@ The error among kept answers is R(t) = P(wrong | confidence >= t). On held-out e
 confidence t and wrong(t) of these are wrong. For a threshold t that was fixed beforehand, wrong(t) given kept(t) is
 binomial, so p(t) = P(Binomial(kept, risk) <= wrong) is a p-value of "R(t) > risk" (the tail that Clopper & Pearson 1934
 invert). Thresholds of a fixed grid are tested from strict to loose, in several chains that begin at fixed places, each
-chain at level delta / chains and until its first failure: fixed-sequence testing with several starts (Angelopoulos et al.,
-arXiv 2110.01052, algorithm 1). With probability at least 1 - delta over the held-out examples, every threshold that
-passes keeps R(t) <= risk. The question is that of Geifman & El-Yaniv 2017 (arXiv 1705.08500), whose binary search visits
-thresholds that depend on the sample.
+chain at level delta / chains and until its first failure: fixed-sequence testing with several starts (Angelopoulos et
+al., arXiv 2110.01052, algorithm 1). With probability at least 1 - delta over the held-out examples, every threshold
+that passes keeps R(t) <= risk. The question is that of Geifman & El-Yaniv 2017 (arXiv 1705.08500), whose binary search
+visits thresholds that depend on the sample.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from stillroom.errors import DataError, UsageError
 
-CHAINS = 6
+CHAINS = 4
 # confidence = sigmoid(z) for z from 9 to -3 by quarters, then 0, which keeps every answer; strict to loose
-GRID = tuple(1 / (1 + math.exp(-(36 - step) / 4)) for step in range(49)) + (0.0,)
+GRID = (*(1 / (1 + math.exp(-(36 - step) / 4)) for step in range(49)), 0.0)
 
 
 @dataclass(frozen=True)

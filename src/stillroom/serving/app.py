@@ -12,12 +12,12 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from stillroom.errors import DataError, StillroomError, missing_extra
+from stillroom.errors import DataError, missing_extra
 from stillroom.serving.batching import Batcher
 from stillroom.serving.counting import Counts
-from stillroom.serving.door import RETRY, Door
-from stillroom.serving.page import page
+from stillroom.serving.door import Door
 from stillroom.serving.questions import Raw, batch_of, question_model
+from stillroom.serving.routes import plain_routes, say_errors
 from stillroom.types import Batch, Dense, Signal
 
 PATHS = frozenset({"/predict", "/health", "/metrics", "/openapi.json", "/docs", "/"})
@@ -37,10 +37,6 @@ class Wrong(BaseModel):
     """Why a request was not answered."""
 
     error: str
-
-
-class TeacherError(StillroomError):
-    """The teacher could not be asked."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,6 @@ def build_app(serving: Serving) -> Any:
     """
     try:
         from fastapi import FastAPI
-        from fastapi.responses import HTMLResponse, RedirectResponse, Response
     except ImportError as error:
         raise missing_extra("fastapi", "serve") from error
     counts, state = Counts(), {}
@@ -101,8 +96,6 @@ def build_app(serving: Serving) -> Any:
         yield
         for batcher in state.values():
             await batcher.close()
-        if serving.second is not None:
-            serving.second.close()
 
     app = FastAPI(
         title=f"stillroom: {serving.name}",
@@ -124,54 +117,6 @@ def build_app(serving: Serving) -> Any:
     wrong: dict[int | str, dict[str, Any]] = {code: {"model": Wrong} for code in (413, 422, 503)}
     app.post("/predict", responses=wrong, summary="Ask the student one question")(predict)
 
-    @app.get("/health", summary="Whether it answers, and what is served")
-    async def health() -> dict[str, Any]:
-        return {"status": "ok", "name": serving.name, **serving.about}
-
-    @app.get("/metrics", include_in_schema=False)
-    async def metrics():
-        content, kind = counts.text()
-        return Response(content, media_type=kind)
-
-    @app.get("/", include_in_schema=False)
-    async def root():
-        return RedirectResponse("/docs")
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs():
-        return HTMLResponse(page(serving.name, app.openapi()))
-
+    plain_routes(app, counts, serving.name, serving.about)
     say_errors(app)
     return Door(app, counts, PATHS, serving.open_requests)
-
-
-def say_errors(app: Any) -> None:
-    """One line for whatever is wrong with a request, in place of a list of lists."""
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
-
-    def said(status: int, text: str, **headers: str) -> Any:
-        return JSONResponse({"error": text}, status, headers)
-
-    async def unfit(_request: Any, error: Exception) -> Any:
-        return said(422, "; ".join(_line(found) for found in error.errors()[:5]))  # type: ignore[attr-defined]
-
-    async def unasked(_request: Any, error: Exception) -> Any:
-        return said(503, str(error), **{"retry-after": str(RETRY)})
-
-    async def known(_request: Any, error: Exception) -> Any:
-        return said(422, str(error))
-
-    async def unknown(_request: Any, error: Exception) -> Any:
-        return said(500, "the student failed on this question; the server's log says why.")
-
-    app.add_exception_handler(RequestValidationError, unfit)
-    app.add_exception_handler(TeacherError, unasked)
-    app.add_exception_handler(StillroomError, known)
-    app.add_exception_handler(Exception, unknown)
-
-
-def _line(found: Mapping[str, Any]) -> str:
-    """'inputs.text: Field required'."""
-    place = ".".join(str(part) for part in found["loc"] if part != "body")
-    return f"{place}: {found['msg']}" if place else str(found["msg"])

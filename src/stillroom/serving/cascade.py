@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from stillroom.serving.app import Answer, TeacherError, answers_of
+from stillroom.serving.app import Answer, answers_of
 from stillroom.serving.journal import Journal, name_of
 from stillroom.serving.questions import Raw, batch_of
+from stillroom.serving.routes import TeacherError
 from stillroom.types import Model, identity_of
 
 
@@ -44,9 +45,6 @@ class Cascade:
             pairs = [(inputs, one.probabilities or {}) for inputs, one in zip(asked, said, strict=True)]
             self.journal.add(pairs, identity_of(self.teacher).name)
         return [self._answer(self.journal.get(inputs) or {}) for inputs in questions]
-
-    def close(self) -> None:
-        self.journal.close()
 
     def _answer(self, shares: Mapping[str, float]) -> Answer:
         best = max(shares, key=shares.__getitem__)

@@ -36,7 +36,6 @@ class Journal:
             if line.row is None or not {"id", "probabilities"} <= line.row.keys():
                 raise FolderError(f"{path}: {line.place} is no journalled answer. Name another --journal.")
             self._said[str(line.row["id"])] = line.row["probabilities"]
-        self._file = open(path, "ab")  # noqa: SIM115: open as long as it is served
 
     def __len__(self) -> int:
         return len(self._said)
@@ -50,13 +49,11 @@ class Journal:
         lines = [
             {"id": name_of(inputs), **inputs, "probabilities": dict(said), "teacher": teacher} for inputs, said in rows
         ]
-        self._file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with open(self.path, "ab") as file:
+            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
         self._said |= {line["id"]: line["probabilities"] for line in lines}
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def name_of(inputs: Mapping[str, Any]) -> str:

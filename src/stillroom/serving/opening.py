@@ -14,7 +14,9 @@ from stillroom.run import open_run
 from stillroom.serving.app import Serving
 from stillroom.serving.cascade import Cascade
 from stillroom.serving.journal import Journal
+from stillroom.serving.language import LanguageServing
 from stillroom.serving.questions import raw_columns
+from stillroom.serving.writer import Writer
 from stillroom.types import Batch, identity_of
 
 
@@ -42,6 +44,15 @@ def open_serving(run: Path, artifact: str | None = None, files: Path | None = No
         columns=raw_columns(model.adapter, example_of(run, files)),
         classes=model.classes,
         about=about,
+    )
+
+
+def open_language(run: Path, files: Path | None = None) -> LanguageServing:
+    """A run's language model, to be served under the run's name."""
+    student = load(run, files)
+    who = identity_of(student)
+    return LanguageServing(
+        run.resolve().name, Writer(student.net, student.tokenizer), {"model": who.name, "digest": who.digest}
     )
 
 
