@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := classic,text,gguf,lora,compact,harness,tables,published,images,endpoint,onnx,c,magika,molecules,track,sign,bom,control,serve,dev
+EXTRAS := classic,text,gguf,lora,compact,harness,tables,published,images,endpoint,onnx,c,ray,magika,molecules,track,sign,bom,control,serve,dev
 
 .PHONY: help setup demo test chromium peers slow lint bench wheel clean
 

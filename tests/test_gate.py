@@ -323,7 +323,7 @@ def asked(tmp_path, teacher, terms=None, **more):
 
     from stillroom.data import Table
     from stillroom.recipes.gating import question
-    from stillroom.recipes.recipe import check_recipe
+    from stillroom.recipes.yaml_file import check_recipe
     from stillroom.types import Identity
 
     rows = {"use": "csv", "path": "rows.csv"}

@@ -8,7 +8,7 @@ import yaml
 import stillroom as sr
 from stillroom.errors import DataError, UsageError
 from stillroom.recipes import Use
-from stillroom.recipes.recipe import check_recipe
+from stillroom.recipes.yaml_file import check_recipe
 from stillroom.run import open_run
 from stillroom.students import causal
 

@@ -8,7 +8,8 @@ import yaml
 
 from stillroom.errors import FolderError, MissingFileError, UsageError
 from stillroom.recipes.named import OBJECTIVES, call, resolved
-from stillroom.recipes.recipe import Use, check_recipe, keep_recipe, load_recipe
+from stillroom.recipes.recipe import Use
+from stillroom.recipes.yaml_file import check_recipe, keep_recipe, load_recipe
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LEAST = {

@@ -13,7 +13,7 @@ import stillroom as sr
 from stillroom.cli import main
 from stillroom.errors import FolderError, PairError, UsageError
 from stillroom.recipes.parts import plan_of
-from stillroom.recipes.recipe import check_recipe
+from stillroom.recipes.yaml_file import check_recipe
 from stillroom.run import open_run
 
 MINE = """

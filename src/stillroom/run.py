@@ -24,9 +24,10 @@ from stillroom.recipes.corpus import Corpus, corpus_of
 from stillroom.recipes.gating import Question, check_requests, pass_gate, question
 from stillroom.recipes.named import BASELINES, TEACHERS, call, resolved
 from stillroom.recipes.parts import keep_of, look_up, metrics_of, objective_of, plan_of
-from stillroom.recipes.recipe import Recipe, Use, keep_recipe, load_recipe
+from stillroom.recipes.recipe import Recipe, Use
 from stillroom.recipes.sources import by_role, divided, read_sources
 from stillroom.recipes.starts import best_of, language_start, network_start
+from stillroom.recipes.yaml_file import keep_recipe, load_recipe
 from stillroom.recording import Recording, bytes_kept, open_recording, record
 from stillroom.report import write_report
 from stillroom.students.networks import Student, load_student
@@ -180,6 +181,7 @@ class Run:
             keep_of(self.recipe, self.base),
             views=views,
             batch_size=self.recipe.record.batch_size,
+            engine=self.recipe.record.engine,
             progress=self.progress,
         )
 

@@ -10,33 +10,25 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stillroom.digests import file_digest, input_fingerprints, json_digest
-from stillroom.errors import DataError, FolderError, RecordingError, ShapeError
+from stillroom.digests import file_digest, input_fingerprints
+from stillroom.errors import DataError, FolderError, RecordingError, UsageError, nearest
 from stillroom.files import claim_folder, read_json, write_json
 from stillroom.progress import bar
 from stillroom.recording.asking import Job, as_codecs, as_views, check_request
-from stillroom.recording.codec import Codec, Kept, decode, prepare
+from stillroom.recording.codec import Codec, decode, prepare
 from stillroom.recording.codecs import Everything
 from stillroom.recording.fidelity import Fidelity
-from stillroom.recording.ragged import OFFSETS, append
+from stillroom.recording.on_ray import on_ray
 from stillroom.recording.rows import Rows
-from stillroom.recording.shards import (
-    build_index,
-    gather,
-    is_intact,
-    open_shard,
-    pack_keys,
-    write_index,
-    write_once,
-    write_shard,
-)
+from stillroom.recording.shards import build_index, gather, open_shard, write_index, write_once
 from stillroom.recording.store import INDEX, MANIFEST, ONCE, SHARDS, Recording, index_source, load_once, shard_name
+from stillroom.recording.writing import Asked, Work, batches, blocks, layout, one_by_one
 from stillroom.types import Batch, Examples, Model, check_batch_of
 
 try:
@@ -51,6 +43,9 @@ SHARD_ROWS = 4096
 SHARD_POSITIONS = 16384  # of rows of tokens: a minute of asking on a processor
 EVERYTHING = Everything()
 
+Engine = Literal["local", "ray"]
+ENGINES: dict[str, Asked] = {"local": one_by_one, "ray": on_ray}
+
 
 def record(
     teacher: Model,
@@ -61,13 +56,15 @@ def record(
     views: int | Sequence[int] | None = None,
     batch_size: int = 64,
     shard_rows: int | None = None,
+    engine: Engine = "local",
     progress: bool = True,
 ) -> Recording:
     """The Recording of the teacher's answers in ``folder``; one that is there already is finished or returned.
 
     ``keep`` is one codec or several. ``views`` = n records every example in the views of seeds 0 .. n - 1; a sequence
     names the seeds; None asks about the unaugmented examples. ``shard_rows`` answers go into each file: by default at
-    most 4096 and about 32 MiB.
+    most 4096 and about 32 MiB. ``engine``: "local" asks in this process; "ray" spreads the shards over the workers of
+    a Ray cluster (extra ``ray``) that see ``folder``, with the same bytes.
 
     Raises FolderError when the folder holds another recording (nothing is touched) or is being written; SignalError
     for a teacher in training mode, or naming the example whose answer is NaN or infinite; UsageError for settings that
@@ -78,6 +75,8 @@ def record(
     codecs = as_codecs(keep)
     job = Job(teacher, examples, codecs, as_views(views), batch_size, check_batch_of(examples))
     check_request(job, shard_rows)
+    if engine not in ENGINES:
+        raise UsageError(f"there is no engine {engine!r}{nearest(engine, ENGINES)}")
     header = job.header()
     claimed = header if shard_rows is None else header | {"shard_rows": shard_rows}
     with _alone(folder):
@@ -86,7 +85,7 @@ def record(
         if manifest["complete"]:
             return Recording(folder)
         once = _restored(job, folder, manifest)
-        _write_shards(job, folder, manifest, once, progress)
+        _write_shards(job, folder, manifest, once, engine, progress)
         _finish(job, folder, manifest, once)
     return Recording(folder)
 
@@ -118,7 +117,7 @@ def _started(job: Job, folder: Path, header: dict[str, Any], shard_rows: int | N
         shard_rows = max(1, fitting // job.batch_size) * job.batch_size
     manifest = header | {
         "shard_rows": shard_rows,
-        "signals": _layout(kept),
+        "signals": layout(kept),
         "facts": kept.facts,
         "once": _kept_once(folder, once),
         "complete": False,
@@ -150,48 +149,19 @@ def _restored(job: Job, folder: Path, manifest: dict[str, Any]) -> dict[str, Ten
     return load_once(folder, manifest)
 
 
-def _write_shards(job: Job, folder: Path, manifest: dict[str, Any], once: Rows, progress: bool) -> None:
+def _write_shards(job: Job, folder: Path, manifest: dict[str, Any], once: Rows, engine: Engine, progress: bool) -> None:
     for stale in (*folder.glob("*.tmp"), *(folder / SHARDS).glob("*.tmp")):
         stale.unlink()
-    claim = _claim(manifest)
-    blocks = _blocks(len(job), manifest["shard_rows"])
-    paths = [folder / SHARDS / shard_name(number) for number in range(len(blocks))]
-    lacking = [n for n, (start, stop) in enumerate(blocks) if not is_intact(paths[n], claim, stop - start)]
-    done = len(job) - sum(blocks[n][1] - blocks[n][0] for n in lacking)
+    work = Work(job, folder, manifest, once)
+    lacking = work.lacking()
+    done = len(job) - sum(work.rows(number) for number in lacking)
     with bar(f"recording {manifest['teacher']['name']}", len(job), done, shown=progress) as step:
-        for number in lacking:
-            write_shard(paths[number], _shard_arrays(job, manifest, once, *blocks[number], step), claim)
-
-
-def _shard_arrays(
-    job: Job, manifest: dict[str, Any], once: Rows, start: int, stop: int, step: Any
-) -> dict[str, Tensor]:
-    """The keys and kept answers from key ``start`` to ``stop``, asked batch by batch."""
-    ids: list[str] = []
-    views: list[int] = []
-    fingerprints: list[np.ndarray] = []
-    pieces: dict[str, list[Tensor]] = {}
-    for first, last in _batches(start, stop, job.batch_size):
-        batch = job.batch(first, last)
-        kept = job.keep(batch, once)
-        if (layout := _layout(kept)) != manifest["signals"] or kept.facts != manifest["facts"]:
-            raise ShapeError(
-                f"the answers from example {batch.ids[0]!r} on have another form: {layout} {kept.facts}, but the "
-                f"first had {manifest['signals']} {manifest['facts']}. All examples need one shape: pad or pack them."
-            )
-        ids.extend(batch.ids)
-        views.extend(batch.views or ())
-        fingerprints.append(input_fingerprints(batch.inputs))
-        for name, rows in kept.rows.items():
-            pieces.setdefault(name, []).append(rows)
-        step(last - first)
-    keys = pack_keys(ids, views or None, np.concatenate(fingerprints))
-    return keys | append(pieces)
+        ENGINES[engine](work, lacking, step)
 
 
 def _finish(job: Job, folder: Path, manifest: dict[str, Any], once: Rows) -> None:
     """Digest the shards, derive the index, measure the fidelity; the complete manifest is the last thing written."""
-    paths = [folder / SHARDS / shard_name(n) for n in range(len(_blocks(len(job), manifest["shard_rows"])))]
+    paths = [folder / SHARDS / shard_name(n) for n in range(len(blocks(len(job), manifest["shard_rows"])))]
     shards = [open_shard(path) for path in paths]
     manifest["shards"] = {
         path.name: {"sha256": file_digest(path), "bytes": path.stat().st_size, "rows": len(shard)}
@@ -206,10 +176,10 @@ def _finish(job: Job, folder: Path, manifest: dict[str, Any], once: Rows) -> Non
 def _fidelity(job: Job, manifest: dict[str, Any], once: Rows, shards: dict[int, Any]) -> dict[str, Any]:
     """Ask again about a seeded sample, in the batches it was recorded in: so that equal can mean equal bits."""
     shard_rows = manifest["shard_rows"]
-    batches = [b for block in _blocks(len(job), shard_rows) for b in _batches(*block, job.batch_size)]
+    asked = [b for block in blocks(len(job), shard_rows) for b in batches(*block, job.batch_size)]
     draw = np.random.default_rng(0)
-    wanted = min(len(batches), max(4, -(-REASKED // job.batch_size)))
-    some = [batches[number] for number in draw.choice(len(batches), wanted, replace=False)]
+    wanted = min(len(asked), max(4, -(-REASKED // job.batch_size)))
+    some = [asked[number] for number in draw.choice(len(asked), wanted, replace=False)]
     pool = np.concatenate([np.arange(start, stop) for start, stop in some])
     keys = np.sort(draw.choice(pool, min(REASKED, len(pool)), replace=False))
     measured = Fidelity()
@@ -237,32 +207,6 @@ def _check_replay(batch: Batch, recorded: np.ndarray, rows: np.ndarray) -> None:
             f"example {batch.ids[int(rows[wrong.argmax()])]!r} came with other inputs when it was asked for again: "
             "the data must give the same inputs for the same index and view seed. Draw augmentations from the seed."
         )
-
-
-def _blocks(total: int, rows: int) -> list[tuple[int, int]]:
-    return [(start, min(start + rows, total)) for start in range(0, total, rows)]
-
-
-def _batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
-    for first in range(start, stop, size):
-        yield first, min(first + size, stop)
-
-
-def _layout(kept: Kept) -> dict[str, Any]:
-    """The kept arrays, of one answer; ``null`` is the shape of ragged ones."""
-    return {
-        name: {
-            "dtype": str(rows.dtype).removeprefix("torch."),
-            "shape": None if name + OFFSETS in kept.rows else list(rows.shape[1:]),
-        }
-        for name, rows in kept.rows.items()
-        if not name.endswith(OFFSETS)
-    }
-
-
-def _claim(manifest: dict[str, Any]) -> str:
-    """The digest of everything that decides the shards' bytes."""
-    return json_digest({k: v for k, v in manifest.items() if k not in ("complete", "shards", "fidelity")})
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
