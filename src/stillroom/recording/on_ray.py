@@ -40,7 +40,7 @@ def on_ray(work: Work, numbers: Sequence[int], step: Step) -> None:
         rows = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
         written = rows.map(
             _Writer,
-            fn_constructor_args=(there, torch.get_num_threads()),
+            fn_constructor_args=(there, torch.get_num_threads(), sys.path),
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,
         )
@@ -59,9 +59,10 @@ def on_ray(work: Work, numbers: Sequence[int], step: Step) -> None:
 class _Writer:
     """A worker: has the work once, writes one shard for each row."""
 
-    def __init__(self, there: Any, threads: int):
+    def __init__(self, there: Any, threads: int, places: Sequence[str]):
         import ray
 
+        sys.path += [place for place in places if place not in sys.path]  # the user's own modules
         torch.set_num_threads(threads)  # another number of threads adds in another order
         self.work: Work = ray.cloudpickle.loads(ray.get(there))
 
