@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import subprocess
 import warnings
 from dataclasses import dataclass
 
@@ -16,7 +17,10 @@ from stillroom.recording import Features, TopK, record
 
 ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
 
-pytestmark = pytest.mark.filterwarnings("ignore::Warning")  # Ray's own, in a process that it starts threads in
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::Warning"),
+]  # Ray's own, in a process that it starts threads in
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +29,9 @@ def cluster():
         warnings.simplefilter("ignore")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
-    with warnings.catch_warnings():  # the processes that Ray ends are still its children when Python looks
-        warnings.simplefilter("ignore")
-        ray.shutdown()
-        gc.collect()
+    ray.shutdown()
+    for process in [found for found in gc.get_objects() if isinstance(found, subprocess.Popen)]:
+        process.wait(timeout=60)  # Ray ends its processes and does not wait for them
 
 
 @dataclass(frozen=True, eq=False)
