@@ -29,9 +29,10 @@ def cluster():
         warnings.simplefilter("ignore")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
+    started = [found for found in gc.get_objects() if isinstance(found, subprocess.Popen)]
     ray.shutdown()
-    for process in [found for found in gc.get_objects() if isinstance(found, subprocess.Popen)]:
-        process.wait(timeout=60)  # Ray ends its processes and does not wait for them
+    for process in started:  # Ray ends its processes and does not wait for them
+        process.wait(timeout=60)
 
 
 @dataclass(frozen=True, eq=False)
