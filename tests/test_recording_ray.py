@@ -27,6 +27,7 @@ pytestmark = [
 def cluster():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # of a busy machine
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     started = [found for found in gc.get_objects() if isinstance(found, subprocess.Popen)]
