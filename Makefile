@@ -3,7 +3,30 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := classic,text,gguf,lora,compact,harness,tables,published,images,endpoint,onnx,c,ray,magika,molecules,track,sign,bom,control,serve,dev
+comma := ,
+space := $(subst ,, )
+EXTRAS := $(subst $(space),$(comma),$(strip \
+  classic \
+  text \
+  gguf \
+  lora \
+  compact \
+  harness \
+  tables \
+  published \
+  images \
+  endpoint \
+  onnx \
+  c \
+  ray \
+  magika \
+  molecules \
+  track \
+  sign \
+  bom \
+  control \
+  serve \
+  dev))
 
 .PHONY: help setup demo test chromium peers slow lint bench wheel clean
 
