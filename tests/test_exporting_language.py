@@ -24,6 +24,8 @@ from stillroom.run import open_run
 from stillroom.students import causal
 from stillroom.students.networks import Student
 
+export = functools.partial(sr.export, measure_memory=False)
+VERSIONS = {"versions": {"torch": "1"}}
 SENTENCES = ("the cat sat on the mat", "the dog ran after it and the cat ran", "on the mat the dog sat and sat")
 TEXTS = [
     *(" and ".join(SENTENCES[n:] + SENTENCES[:n]) + f", {n * 37} times. Grüße, 1234!" for n in range(3)),
@@ -79,7 +81,7 @@ def shipped(student, rows, tmp_path_factory):
 
     @functools.cache
     def make(target, precision):
-        return sr.export(student, rows, tmp_path_factory.mktemp(target), target, precision, progress=False)
+        return export(student, rows, tmp_path_factory.mktemp(target), target, precision, progress=False)
 
     return make
 
@@ -210,9 +212,9 @@ def test_pruned_shapes_in_gguf(tied, small_tokenizer, rows, tmp_path):
         rope_parameters=scaling if tied else None, pad_token_id=2, eos_token_id=2, bos_token_id=1,
     )  # fmt: skip
     made = sharp(causal.from_causal(LlamaForCausalLM(config), small_tokenizer), TEXTS, small_tokenizer, steps=60)
-    exact = sr.export(made, rows, tmp_path, "gguf", "f32", progress=False)
+    exact = export(made, rows, tmp_path, "gguf", "f32", progress=False)
     assert exact.verify["largest_difference"] < 1e-3
-    rounded = sr.export(made, rows, tmp_path, "gguf", "q8_0", progress=False)
+    rounded = export(made, rows, tmp_path, "gguf", "q8_0", progress=False)
     assert rounded.bytes < exact.bytes / 2
     # 80 and 48 columns are no multiple of 32
     assert rounded.verify["kept_float32"] == ["blk.0.ffn_down.weight", "blk.0.attn_output.weight"]
@@ -234,7 +236,7 @@ def test_other_families_in_gguf(family, small_tokenizer, rows, tmp_path):
     made = sharp(causal.from_causal(net, small_tokenizer), TEXTS, small_tokenizer, steps=60)
     if family == "qwen2":
         torch.nn.init.normal_(net.model.layers[0].self_attn.q_proj.bias)
-    found = sr.export(made, rows, tmp_path, "gguf", "f32", progress=False)
+    found = export(made, rows, tmp_path, "gguf", "f32", progress=False)
     assert found.verify["architecture"] == family
     assert found.verify["largest_difference"] < 1e-3
 
@@ -245,7 +247,7 @@ def test_an_adapted_student_ships_merged(student, rows, tmp_path):
     for name, parameter in adapted.net.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    found = sr.export(adapted, rows, tmp_path, "gguf", "f32", progress=False)
+    found = export(adapted, rows, tmp_path, "gguf", "f32", progress=False)
     assert found.verify["largest_difference"] < 1e-3
     assert hasattr(adapted.net, "merge_and_unload")
 
@@ -283,7 +285,7 @@ def test_a_conversion_that_turns_the_wrong_rows_is_refused(precision, student, r
     """deploy trap 4: a writer that does not interleave q and k gives a file of the right shapes that talks nonsense."""
     monkeypatch.setattr(gguf, "neighbours", wrong_order)
     with pytest.raises(ParityError, match=r"worst positions: row 0000000\d at \d+: student '.*', artefact '") as caught:
-        sr.export(student, rows, tmp_path, "gguf", precision, progress=False)
+        export(student, rows, tmp_path, "gguf", precision, progress=False)
     assert "KL(student || artefact)" in str(caught.value)
     place = tmp_path / f"gguf-{precision}"
     assert sorted(path.name for path in place.iterdir()) == ["failed.gguf", "verify.json"]
@@ -312,14 +314,14 @@ def test_a_tokenizer_that_cuts_elsewhere_is_refused(numbers, tmp_path, monkeypat
     monkeypatch.setattr(gguf_tokens, "cut_of", lambda parts: "smollm")
     made = causal.fresh(numbers, hidden=32, layers=1, heads=2)
     with pytest.raises(ParityError, match=r"its tokenizer gives \d+ of \d+ texts other ids: '.*' becomes \["):
-        sr.export(made, pack(["in 2024 and 1234"], numbers, 16), tmp_path, "gguf", "f32", progress=False)
+        export(made, pack(["in 2024 and 1234"], numbers, 16), tmp_path, "gguf", "f32", progress=False)
     assert json.loads((tmp_path / "gguf-f32" / "verify.json").read_text())["largest_difference"] < 1e-3
 
 
 def test_numbers_that_are_not_finite_are_refused(student, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf, "neighbours", lambda weights, heads: weights * float("nan"))
     with pytest.raises(ParityError, match="numbers that are not finite"):
-        sr.export(student, rows, tmp_path, "gguf", "f32", progress=False)
+        export(student, rows, tmp_path, "gguf", "f32", progress=False)
     assert json.loads((tmp_path / "gguf-f32" / "verify.json").read_text())["kl"] is None
 
 
@@ -329,23 +331,23 @@ def test_a_graph_that_looks_across_documents_is_refused(student, rows, tmp_path,
     def careless(student, tensors, calibration, path, precision):
         path.parent.mkdir(parents=True)
         path.with_suffix(".bin").write_bytes(b"graph")
-        return Written(path.with_suffix(".bin"), lambda _: lambda pair: student.net(pair[0]).logits)
+        return Written(path.with_suffix(".bin"), lambda _: lambda pair: student.net(pair[0]).logits, VERSIONS)
 
     monkeypatch.setitem(TARGETS, "careless", Target(careless, ("fp32",)))
     with pytest.raises(ParityError, match="largest difference of a log-probability is .* next tokens are others"):
-        sr.export(student, rows, tmp_path, "careless", progress=False)
+        export(student, rows, tmp_path, "careless", progress=False)
 
 
 def test_rows_without_a_position_that_counts(student, rows, tmp_path):
     """Nothing compared is nothing verified."""
     none = dataclasses.replace(rows, labels=np.full_like(rows.labels, -100))
     with pytest.raises(DataError, match="no position of the examples counts"):
-        sr.export(student, none, tmp_path, "huggingface", progress=False)
+        export(student, none, tmp_path, "huggingface", progress=False)
 
 
 def test_a_damaged_folder_is_not_opened(shipped, student, rows, tmp_path):
     """Every file of the artefact is the one that passed, the tokenizer too."""
-    found = sr.export(student, rows, tmp_path, "huggingface", progress=False)
+    found = export(student, rows, tmp_path, "huggingface", progress=False)
     path = found.folder / "model" / "tokenizer.json"
     path.write_text(path.read_text() + " ")
     with pytest.raises(FolderError, match="tokenizer.json is not the file that was verified"):
@@ -356,13 +358,13 @@ def test_exported_again_nothing_of_the_earlier_export_stays(student, rows, tmp_p
     stale = tmp_path / "huggingface-fp32" / "model" / "model-00001-of-00002.safetensors"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"stale")
-    found = sr.export(student, rows, tmp_path, "huggingface", progress=False)
+    found = export(student, rows, tmp_path, "huggingface", progress=False)
     assert not stale.exists()
     assert found.path == tmp_path / "huggingface-fp32" / "model"
 
 
 def test_the_same_student_gives_the_same_gguf(student, rows, tmp_path):
-    first, second = (sr.export(student, rows, tmp_path / n, "gguf", "q8_0", progress=False).path for n in "ab")
+    first, second = (export(student, rows, tmp_path / n, "gguf", "q8_0", progress=False).path for n in "ab")
     assert first.read_bytes() == second.read_bytes()
     assert str(tmp_path).encode() not in first.read_bytes()
 
@@ -383,7 +385,7 @@ def test_a_prompt_longer_than_llama_cpp_was_opened_for(shipped):
 )
 def test_unknown_names_are_refused(target, precision, said, student, rows, tmp_path):
     with pytest.raises(UsageError, match=said):
-        sr.export(student, rows, tmp_path, target, precision, progress=False)
+        export(student, rows, tmp_path, target, precision, progress=False)
 
 
 @pytest.mark.parametrize("target", ["gguf", "huggingface"])
@@ -391,20 +393,20 @@ def test_a_classifier_is_no_language_model(target, tmp_path):
     net = Student(torch.nn.Linear(4, 3), name="small")
     table = sr.Table({"x": torch.randn(8, 4)}, ids=tuple("abcdefgh"))
     with pytest.raises(UsageError, match=rf"{target} .*language model with its tokenizer; 'small' answers logits"):
-        sr.export(net, table, tmp_path, target, TARGETS[target].precisions[0], progress=False)
+        export(net, table, tmp_path, target, TARGETS[target].precisions[0], progress=False)
 
 
 def test_an_unknown_family_is_named(student, rows, tmp_path, monkeypatch):
     monkeypatch.delitem(gguf.FAMILIES, "llama")
     with pytest.raises(UsageError, match="does not know the family 'llama'; known: qwen2, qwen3. Use onnx"):
-        sr.export(student, rows, tmp_path, "gguf", "f32", progress=False)
+        export(student, rows, tmp_path, "gguf", "f32", progress=False)
 
 
 def test_an_unknown_rope_is_named(small_tokenizer, rows, tmp_path):
     made = causal.fresh(small_tokenizer, hidden=32, layers=1, heads=2)
     made.net.config.rope_parameters = {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0}
     with pytest.raises(UsageError, match="does not know the RoPE scaling 'yarn'; known: default, linear, llama3"):
-        sr.export(made, rows, tmp_path, "gguf", "f32", progress=False)
+        export(made, rows, tmp_path, "gguf", "f32", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -434,7 +436,7 @@ def test_missing_libraries_name_their_extra(library, extra, student, rows, tmp_p
     """Before anything is written."""
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingExtraError, match=rf"stillroom\[{extra}\]"):
-        sr.export(student, rows, tmp_path, "gguf", "f32", progress=False)
+        export(student, rows, tmp_path, "gguf", "f32", progress=False)
     assert not (tmp_path / "gguf-f32").exists()
 
 
@@ -442,7 +444,7 @@ def test_a_metric_is_not_taken(student, rows, tmp_path):
     from stillroom.measures import METRICS
 
     with pytest.raises(UsageError, match="measured in bits per byte"):
-        sr.export(student, rows, tmp_path, "gguf", "f32", metric=METRICS["accuracy"], progress=False)
+        export(student, rows, tmp_path, "gguf", "f32", metric=METRICS["accuracy"], progress=False)
 
 
 def test_what_is_no_gguf_is_said(tmp_path):
@@ -513,7 +515,7 @@ def test_the_real_model_in_eight_bits(smollm2, tmp_path):
         [text[start : start + 1000] for text in texts for start in range(0, 6000, 1000)], smollm2.tokenizer, 128
     )
     made = causal.from_causal(smollm2.net, smollm2.tokenizer)
-    found = sr.export(made, rows, tmp_path, "gguf", "q8_0", progress=False)
+    found = export(made, rows, tmp_path, "gguf", "q8_0", progress=False)
     assert found.bytes < 0.27 * 4 * sum(p.numel() for p in made.net.parameters())
     assert found.verify["kl"] < 0.02
     assert found.verify["tokenizer"]["different"] == 0

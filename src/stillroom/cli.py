@@ -41,6 +41,12 @@ Set = Annotated[
 Files = Annotated[
     Path | None, typer.Option("--files", help="where the recipe's own files are looked up; default: beside the recipe")
 ]
+To = Annotated[
+    str | None, typer.Option("--to", metavar="TARGETS", help="onnx,openvino,...; a misspelt name lists what there is")
+]
+Precision = Annotated[
+    str | None, typer.Option("--precision", "-p", metavar="PRECISIONS", help="fp32,int8,...: all that a target offers")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
 
 
@@ -119,14 +125,30 @@ def evaluate(recipe: RecipeFile, folder: Folder = None, overrides: Set = None, q
 
 
 @app.command()
-def export(recipe: RecipeFile, folder: Folder = None, overrides: Set = None, quiet: Quiet = False) -> None:
-    """Write the artefacts of the recipe and check each on the whole test set in its own runtime.
+def export(
+    recipe: RecipeFile,
+    to: To = None,
+    precision: Precision = None,
+    skip_unsupported: Annotated[
+        bool, typer.Option("--skip-unsupported", help="make the others where a target cannot take the student")
+    ] = False,
+    folder: Folder = None,
+    overrides: Set = None,
+    files: Files = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write the student for where it ships, and check each file on the whole test set in that target's own runtime.
+
+    Every combination that a target offers among the precisions is made; without --precision each target's first,
+    without --to the recipe's own list. What a target cannot take is said before any work (exit code 2). A file that
+    differs from the student fails, is named at the end, and stops no other (exit code 1). A finished run gets its
+    passport, report and manifest anew.
 
     Example:  stillroom export examples/digits.yaml
     """
-    from stillroom.narration import show_exports
+    from stillroom.narration import ship
 
-    show_exports(_open(recipe, folder, overrides, quiet).export())
+    ship(_open(recipe, folder, overrides, quiet, files), to, precision, skip_unsupported)
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -12,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from stillroom.checking import show
-from stillroom.errors import CheckError
-from stillroom.exporting import Artifact
+from stillroom.errors import CheckError, ParityError, UsageError
+from stillroom.exporting import Exports, combinations
+from stillroom.measures.artefacts import EXPORT_COLUMNS, chosen_int8, export_cells
+from stillroom.provenance.manifest import MANIFEST
 from stillroom.recipes.gating import answer
 from stillroom.run import Run
 
@@ -38,23 +39,43 @@ def show_checks(run: Run) -> None:
         raise typer.Exit(CheckError.exit_code)
 
 
-def show_exports(artifacts: Sequence[Artifact]) -> None:
-    """Print one line for each artefact, from its verify.json."""
-    table = Table("artefact", "bytes", "largest difference", "agreement", "quality", "latency, batch 1", box=None)
-    for artifact in artifacts:
-        said = artifact.verify
-        quality, latency = said.get("quality"), said["latency"]
-        table.add_row(
-            f"{said['target']} {said['precision']}",
-            f"{said['bytes']:,}",
-            f"{said['largest_difference']:.2g}",
-            f"{said['agreement']:.2%}" if said.get("agreement") is not None else "",
-            f"{quality['metric']} {quality['value']:.4f} [{quality['low']:.4f}, {quality['high']:.4f}]"
-            if quality
-            else "",
-            f"{latency['median_seconds'] * 1e6:.0f} us",
-        )
-    say(table)
+def ship(run: Run, to: str | None, precision: str | None, skip_unsupported: bool) -> None:
+    """Export a run, print the table, and seal the run anew where it was sealed; exit 1 when an artefact failed."""
+    if precision is not None and to is None:
+        raise UsageError(f"--precision {precision} needs targets. Give --to, such as --to onnx.")
+    wanted = None if to is None else combinations(_list(to), None if precision is None else _list(precision))
+    made = run.export(wanted, skip_unsupported)
+    show_exports(made)
+    if (run.folder / MANIFEST).exists():
+        run.seal()
+        signed = (run.folder / "signature").exists()
+        again = " Its signature is of the run as it was: sign it again." if signed else ""
+        say(f"Passport, report and manifest of {run.folder} are written anew.{again}")
+    if made.failures:
+        raise typer.Exit(ParityError.exit_code)
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def show_exports(made: Exports) -> None:
+    """Print a line for each artefact from its verify.json, then what was chosen, the versions, and what failed."""
+    if made.artifacts:
+        table = Table(*EXPORT_COLUMNS, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for artifact in made.artifacts:
+            table.add_row(*export_cells(artifact.verify))
+        say(table)
+    for artifact in made.artifacts:
+        chosen = chosen_int8(artifact.verify)
+        if chosen:
+            say(f"{artifact.target} {artifact.precision} is {chosen}")
+    for target, versions in {artifact.target: artifact.verify["versions"] for artifact in made.artifacts}.items():
+        say(f"{target}: {', '.join(f'{name} {version}' for name, version in versions.items())}")
+    for title, why in made.skipped.items():
+        say(f"left out: {title}: {why}")
+    for title, why in made.failures.items():
+        say(f"FAILED: {title}: {why}")
 
 
 def narrate(run: Run) -> None:
@@ -66,15 +87,16 @@ def narrate(run: Run) -> None:
     run.record()
     run.fit()
     report = run.evaluate()
-    artifacts = run.export()
+    made = run.export()
     run.seal()
     say(report.scoreboard())
-    if artifacts:
-        show_exports(artifacts)
+    show_exports(made)
     say(Text(f"\nEverything lies in {run.folder}", "bold"))
     for name, about in _places(run):
         say(f"  {run.folder / name!s:<44} {about}")
     say(f"\nVerify it with:  stillroom verify {run.folder}")
+    if made.failures:
+        raise typer.Exit(ParityError.exit_code)
 
 
 def _places(run: Run) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ ones before it wrote, so each can be run alone, and a killed run goes on where i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from stillroom import provenance
 from stillroom.checking import Check, Estimate, estimate, featured, preflight
 from stillroom.data.table import Table
 from stillroom.evaluation import Report, evaluate
-from stillroom.exporting import Artifact, export
+from stillroom.exporting import Exports, export_several
 from stillroom.fitting import fit
 from stillroom.provenance.terms.gate import Decision
 from stillroom.recipes.corpus import Corpus, corpus_of
 from stillroom.recipes.gating import Question, check_requests, pass_gate, question
 from stillroom.recipes.named import BASELINES, TEACHERS, call, resolved
-from stillroom.recipes.parts import keep_of, look_up, metrics_of, objective_of, plan_of
+from stillroom.recipes.parts import headline_of, keep_of, look_up, metrics_of, objective_of, plan_of
 from stillroom.recipes.recipe import Recipe, Use
 from stillroom.recipes.sources import by_role, divided, read_sources
 from stillroom.recipes.starts import best_of, language_start, network_start
@@ -242,21 +243,25 @@ class Run:
             progress=self.progress,
         )
 
-    def export(self) -> list[Artifact]:
-        """Ship the first seed's student, each artefact checked on the whole test set."""
+    def export(self, wanted: Sequence[tuple[str, str]] | None = None, skip_unsupported: bool = False) -> Exports:
+        """Ship the first seed's student, each artefact checked on the whole test set; default: the recipe's own list.
+
+        ``wanted``: (target, precision). One that fails does not stop the others.
+        """
         student = load_student(self.place("student", self.recipe.seeds[0]), self.base)
-        return [
-            export(
-                student,
-                self.test,
-                self.folder / "exports",
-                wanted.target,
-                wanted.precision,
-                calibration=self.pool,
-                progress=self.progress,
-            )
-            for wanted in self.recipe.export
-        ]
+        if wanted is None:
+            wanted = [(one.target, one.precision) for one in self.recipe.export]
+        return export_several(
+            student,
+            self.test,
+            self.folder / "exports",
+            wanted,
+            skip_unsupported=skip_unsupported,
+            base=self.base,
+            calibration=self.pool,
+            metric=None if student.answers == "next_token" else headline_of(self.recipe, self.base),
+            progress=self.progress,
+        )
 
     def seal(self) -> None:
         """Passport and model card, then the page, then the manifest that digests every file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,8 +31,14 @@ class Written:
 
     path: Path  # a file, or a folder that holds model.safetensors
     open: Callable[[Path], Run]  # a module-level function: artifact.json keeps its name
-    notes: Mapping[str, Any] = field(default_factory=dict)  # plain JSON
+    # plain JSON; "versions", of the libraries that wrote it and run it, is demanded (``versions_of``)
+    notes: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[Path, ...] = ()  # further files of the same folder that ``open`` reads (a tokenizer)
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """The installed versions of distributions: what ``Written.notes["versions"]`` holds."""
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 # (student in eval mode on the CPU, some input tensors, calibration input tensors, path without suffix, precision)
@@ -50,6 +57,7 @@ class Target:
     precisions: tuple[str, ...]
     # asked before any work: what of (student, some input tensors, precision) it cannot take, with the alternative
     unsupported: Callable[[Student, Tensors, str], str | None] = _takes_all
+    modules: tuple[str, ...] = ()  # of its runtime: imported before the memory of an answer is counted
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,43 +6,35 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stillroom import settings
-from stillroom.errors import ParityError, UsageError, nearest
+from stillroom.errors import ParityError, UsageError
 from stillroom.exporting.artifact import (
     ARTIFACT,
     VERIFY,
     Artifact,
-    Exporter,
     Target,
     Tensors,
     Written,
     describe_files,
     write_config,
 )
-from stillroom.exporting.c import source as c
-from stillroom.exporting.gguf import writing as gguf
-from stillroom.exporting.language import huggingface, next_tokens
+from stillroom.exporting.language import next_tokens
 from stillroom.exporting.language.next_tokens import batch_effect_of, compare_next_tokens, speed
 from stillroom.exporting.language.texts import compare_token_ids
-from stillroom.exporting.onnx import graph as onnx
+from stillroom.exporting.memory import peak_memory
+from stillroom.exporting.targets import label_of, target_of
 from stillroom.exporting.verify import SINGLES, TOLERANCES, Tolerance, batch_effect, compare, times
 from stillroom.files import write_json
 from stillroom.progress import Step, bar
 from stillroom.students.networks import Student
 from stillroom.types import Examples, Metric, check_batch_of
 
-# An exporter is one function; a user's own is named 'my_file.py:my_exporter' or put in here.
-TARGETS: dict[str, Target] = {
-    "onnx": Target(onnx.write, onnx.PRECISIONS),
-    "c": Target(c.write, c.PRECISIONS, c.unsupported),
-    "gguf": Target(gguf.write, gguf.PRECISIONS),
-    "huggingface": Target(huggingface.write, huggingface.PRECISIONS),
-}
 CALIBRATION_ROWS = 256
 CALIBRATION_BATCH = 32
 CALIBRATION_TEXTS = 16
@@ -60,32 +52,85 @@ def export(
     tolerance: Tolerance | None = None,
     metric: Metric | None = None,
     progress: bool = True,
+    measure_memory: bool = True,
 ) -> Artifact:
     """The student as a file that needs no stillroom, verified on all of ``examples``.
 
     Writes folder/TARGET-PRECISION/: the model, artifact.json and verify.json. The student is not changed.
     ``calibration``: inputs that fix the ranges of int8, training inputs for choice; ``examples`` where there are none
     (at most 256 rows, spread evenly). ``metric``: the task's quality; accuracy for logits, R2 for values by default.
+    ``measure_memory``: of one answer, in a process of its own (seconds). Several at once: ``export_several``.
 
     Raises UsageError for an unknown target or precision and for a network that the target cannot take; ParityError,
     naming the worst examples, when the file is further from the student than ``tolerance`` (by precision: TOLERANCES).
     The file is then kept as failed.*, never as model.*, and verify.json says passed: false.
     """
     kind = target_of(target, precision)
-    label = target.rpartition(":")[2]
-    place = Path(folder) / f"{label}-{precision}"
+    ready = get_ready(student, examples)
+    refusal = refusal_of(ready, kind, precision)
+    if refusal is not None:
+        raise UsageError(f"{label_of(target)} {precision} cannot take the network of {student.name!r}: {refusal}")
+    return export_ready(
+        ready,
+        examples,
+        folder,
+        kind,
+        label_of(target),
+        precision,
+        calibration=calibration,
+        tolerance=tolerance,
+        metric=metric,
+        progress=progress,
+        measure_memory=measure_memory,
+    )
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The student as it is exported and compared (a copy on the CPU, in evaluation mode), and inputs to trace it by."""
+
+    student: Student
+    tensors: Tensors  # a few rows
+    one: Tensors  # one row
+
+
+def get_ready(student: Student, examples: Examples) -> Ready:
+    """What every target is given. Raises DataError where there are no examples."""
     count = check_batch_of(examples)
     plain = _on_cpu(student)
+    tensors = tuple(_two(t) for t in plain.adapter(examples.batch(range(min(count, TRACED_ROWS)), None).inputs))
+    return Ready(plain, tensors, plain.adapter(examples.batch([0], None).inputs))
+
+
+def refusal_of(ready: Ready, kind: Target, precision: str) -> str | None:
+    """What of the network the target cannot take, with the alternative. Raises MissingExtraError: its library."""
+    return kind.unsupported(ready.student, ready.tensors, precision)
+
+
+def export_ready(
+    ready: Ready,
+    examples: Examples,
+    folder: str | Path,
+    kind: Target,
+    label: str,
+    precision: str,
+    *,
+    calibration: Examples | None = None,
+    tolerance: Tolerance | None = None,
+    metric: Metric | None = None,
+    progress: bool = True,
+    measure_memory: bool = True,
+) -> Artifact:
+    """``export`` of a student that the target is known to take."""
+    plain, place = ready.student, Path(folder) / f"{label}-{precision}"
     speaks = plain.answers == "next_token"
     if speaks and metric is not None:
         raise UsageError("a language model's artefact is measured in bits per byte. Leave metric out.")
     _remove(place.glob("unverified*"))
-    with bar(f"export {label} {precision}", 0 if speaks else count + 1, shown=progress) as step:
-        tensors = tuple(_two(t) for t in plain.adapter(examples.batch(range(min(count, TRACED_ROWS)), None).inputs))
-        refusal = kind.unsupported(plain, tensors, precision)
-        if refusal is not None:
-            raise UsageError(f"{label} {precision} cannot take the network of {plain.name!r}: {refusal}")
-        written = kind.write(plain, tensors, _inputs(plain, calibration or examples), place / "unverified", precision)
+    with bar(f"export {label} {precision}", 0 if speaks else len(examples) + 1, shown=progress) as step:
+        inputs = _inputs(plain, calibration or examples)
+        written = kind.write(plain, ready.tensors, inputs, place / "unverified", precision)
+        _check_versions(written, label)
         if tolerance is None:
             known = next_tokens.TOLERANCES if speaks else TOLERANCES
             tolerance = known.get(precision, known["int8"])
@@ -95,16 +140,29 @@ def export(
             said, problems = _language(plain, artifact, examples, tolerance, step)
         else:
             said, problems = _answers(plain, artifact, examples, metric, tolerance, step)
+        opener = settings.name_of(written.open)
+        memory = peak_memory(artifact.run, opener, written.path, ready.one, kind.modules) if measure_memory else None
     verify = {
         "format": "stillroom-verify/1",
         "target": label,
         "precision": precision,
         **describe_files(written, "failed" if problems else "model"),
         **said,
+        "memory": memory,
         "passed": not problems,
         **written.notes,
     }
     return _settle(artifact, plain, written, verify, problems)
+
+
+def _check_versions(written: Written, label: str) -> None:
+    """A number without the versions that it was measured with cannot be had again."""
+    versions = written.notes.get("versions")
+    if not isinstance(versions, Mapping) or not versions:
+        raise UsageError(
+            f"the exporter {label!r} does not say which versions it wrote and runs with. Return "
+            "Written(path, open, notes={'versions': versions_of('onnx', 'onnxruntime')})."
+        )
 
 
 Said = tuple[dict[str, Any], list[str]]  # what verify.json says, and sentences about what is beyond the tolerance
@@ -154,19 +212,6 @@ def _remove(paths: Iterable[Path]) -> None:
         if path.is_dir():
             shutil.rmtree(path)
         path.unlink(missing_ok=True)
-
-
-def target_of(target: str, precision: str) -> Target:
-    """The target of a name, or a user's own exporter, of any precision. Raises UsageError with what there is."""
-    if target in TARGETS:
-        known = TARGETS[target].precisions
-        if precision not in known:
-            raise UsageError(f"{target} has no precision {precision!r}{nearest(precision, known)}")
-        return TARGETS[target]
-    if ":" in target:
-        write: Exporter = settings.resolve(target)
-        return Target(write, (precision,))
-    raise UsageError(f"there is no export target {target!r}{nearest(target, TARGETS)}")
 
 
 def _on_cpu(student: Student) -> Student:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stillroom.errors import ParityError
 from stillroom.exporting.artifact import Artifact, Tensors, output_of
+from stillroom.exporting.dimensions import Dimensions, by_dimension
 from stillroom.measures import METRICS, bootstrap, latency, paired_bootstrap
 from stillroom.progress import Step
 from stillroom.students.networks import Student
@@ -39,11 +40,15 @@ class Tolerance:
     )  # logits: the least share of equal top-1 answers; near ties do not count where difference does
     error: float | None  # values: root mean square difference, relative to the values' standard deviation
     quality: float | None  # how much worse the task's quality may be (relative for a metric where lower is better)
+    # values: the largest |difference| of one dimension, relative to that dimension's range in the student's answers. A
+    # mean hides it: int8 policies with 0.3 of error in one action, of a range of 2, have the mean error of float32
+    largest_value: float | None = None
 
 
 TOLERANCES: Mapping[str, Tolerance] = {
     "fp32": Tolerance(difference=1e-4, agreement=1.0, error=None, quality=None),
-    "int8": Tolerance(difference=None, agreement=0.97, error=0.1, quality=0.02),
+    "fp16": Tolerance(difference=1e-2, agreement=0.99, error=0.01, quality=0.01, largest_value=0.01),
+    "int8": Tolerance(difference=None, agreement=0.97, error=0.1, quality=0.02, largest_value=0.1),
 }
 
 
@@ -57,6 +62,7 @@ class _Found:
     absolute: float = 0.0
     squared: float = 0.0
     sums: Tensor | None = None  # of the student's values, their squares and their count: [3, D]
+    dimensions: Dimensions | None = None
     numbers: int = 0
     places: int = 0
     gaps: list[float] = field(
@@ -95,6 +101,7 @@ def compare(
         "largest_difference": found.largest if found.finite else None,
         "mean_difference": found.absolute / max(found.numbers, 1) if found.finite else None,
         "relative_error": _relative_error(found) if values and found.finite else None,
+        "largest_value": found.dimensions.describe() if found.dimensions and found.finite else None,
         "agreement": None if values else 1 - disagreements / max(found.places, 1),
         "near_ties": near,
         "quality": quality,
@@ -132,6 +139,9 @@ def _add(found: _Found, batch: Batch, ours: Tensor, theirs: Tensor, student: Stu
         rows = used.reshape(-1, used.shape[-1])
         sums = torch.stack([rows.sum(0), rows.square().sum(0), torch.full_like(rows[:0].sum(0), len(rows))])
         found.sums = sums if found.sums is None else found.sums + sums
+        names = [name for name, row in zip(batch.ids, counted.reshape(len(batch), -1), strict=True) for _ in row]
+        kept = [name for name, counts in zip(names, counted.flatten().tolist(), strict=True) if counts]
+        found.dimensions = by_dimension(rows, theirs[counted].double().reshape(rows.shape), kept, found.dimensions)
     _keep_worst(found, batch, ours, theirs, flipped, by_place, student)
 
 
@@ -206,6 +216,8 @@ def _beyond(found: _Found, said: Mapping[str, Any], tolerance: Tolerance, disagr
     error = said["relative_error"]
     if error is not None and tolerance.error is not None and error > tolerance.error:
         problems.append(f"the relative error of its values is {error:.3g} (allowed {tolerance.error})")
+    if found.dimensions and found.finite and tolerance.largest_value is not None:
+        problems.extend(found.dimensions.beyond(tolerance.largest_value))
     said_worst = sorted(found.worst, reverse=True)
     if problems:
         named = "; ".join(f"{name}: student {ours!r}, artefact {theirs!r}" for *_, name, ours, theirs in said_worst)

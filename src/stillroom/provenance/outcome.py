@@ -133,4 +133,9 @@ def exports(folder: Path) -> Iterator[dict[str, Any]]:
             "path": file,
             **{name: said.get(name) for name in ("examples", "largest_difference", "agreement")},
             "quality": quality and {n: quality.get(n) for n in ("metric", "value", "low", "high", "student")},
+            "mean_difference": said.get("mean_difference"),
+            "latency_seconds": (said.get("latency") or {}).get("median_seconds"),
+            "memory_bytes": (said.get("memory") or {}).get("peak_bytes"),
+            "quantisation": (said.get("quantisation") or {}).get("method"),
+            "versions": said.get("versions"),
         }

@@ -91,6 +91,17 @@ def metrics_of(recipe: Recipe, folder: Path) -> list[Any] | None:
     return [metric for one in found for metric in (one if isinstance(one, list | tuple) else (one,))]
 
 
+def headline_of(recipe: Recipe, folder: Path) -> Any | None:
+    """The task's own quality of what ships: the recipe's first metric of labels. None leaves the choice to export."""
+    found = metrics_of(recipe, folder) or []
+    named, headline = recipe.evaluate.metrics or [], recipe.evaluate.metric
+    known = {name: METRICS[m] if isinstance(m, str) else m for name, m in zip(named, found, strict=True)}
+    if headline is not None and headline not in known:
+        known[headline] = settings.resolve(headline, folder) if ":" in headline else METRICS[headline]
+    chosen = [known[headline]] if headline is not None else list(known.values())
+    return next((metric for metric in chosen if not metric.against_teacher), None)
+
+
 def objective_of(use: Any, folder: Path) -> Any:
     """One objective, or a Mix: {soft_targets: 0.9, hard_labels: 0.1}, or a list of {use, settings, weight}."""
     if isinstance(use, dict):

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from stillroom.files import write_bytes
+from stillroom.measures.artefacts import EXPORT_COLUMNS, chosen_int8, export_cells
 from stillroom.measures.wording import (
     COSTS,
     cheaper,
@@ -20,7 +21,6 @@ from stillroom.measures.wording import (
     kept,
     number,
     overlapping,
-    scaled,
     seconds,
     spread,
     title_of,
@@ -167,19 +167,12 @@ def _figures(stages: Stages) -> dict[str, str | None]:
 
 
 def _export(found: Mapping[str, Any]) -> dict[str, Any]:
-    latency, quality = found.get("latency") or {}, found.get("quality") or {}
-    middle, agreement = latency.get("median_seconds"), found.get("agreement")
-    difference = found.get("largest_difference")
+    versions = found.get("versions") or {}
     return {
-        "target": found.get("target", "?"),
-        "precision": found.get("precision", "?"),
+        "cells": dict(zip(EXPORT_COLUMNS, export_cells(found), strict=True)),
         "file": found.get("file", ""),
-        "bytes": "–" if found.get("bytes") is None else scaled(found["bytes"], ("B", "kB", "MB", "GB")),
-        "agreement": "–" if agreement is None else f"{100 * agreement:.2f} %",
-        "difference": "–" if difference is None else f"{difference:.2g}",
-        "quality": "–" if quality.get("value") is None else number(quality["value"]),
-        "metric": title_of(quality["metric"]) if quality.get("metric") else "quality",
-        "latency": "–" if middle is None else seconds(middle),
+        "chosen": chosen_int8(found),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "passed": bool(found.get("passed")),
     }
 

@@ -6,7 +6,6 @@ there. The only file, with ``tokens``, that imports gguf.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import UsageError, missing_extra
-from stillroom.exporting.artifact import Tensors, Written
+from stillroom.exporting.artifact import Tensors, Written, versions_of
 from stillroom.exporting.gguf import llamacpp
 from stillroom.exporting.gguf.tokens import add_tokenizer
 from stillroom.language import is_causal
@@ -60,7 +59,7 @@ def write(
     finally:
         writer.close()
     inputs = [{"name": name, "dtype": "int64", "shape": ["batch", "length"]} for name in ("tokens", "positions")]
-    versions = {name: importlib.metadata.version(name) for name in ("gguf", "xllamacpp")}
+    versions = versions_of("gguf", "xllamacpp")
     notes = {"architecture": FAMILIES[family], "kept_float32": whole, "inputs": inputs, "output": "next_token"}
     return Written(path, llamacpp.open_model, {**notes, "versions": versions})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import UsageError
-from stillroom.exporting.artifact import Tensors, Written
+from stillroom.exporting.artifact import Tensors, Written, versions_of
 from stillroom.language import is_causal, load_causal, next_token, write_folder
 from stillroom.students.networks import Student
 
@@ -25,17 +24,25 @@ def write(
 ) -> Written:
     """Write the folder ``path``, for AutoModelForCausalLM.from_pretrained.
 
-    Raises UsageError for an unknown precision, and for a student that is no language model.
+    Raises UsageError for a student that is no language model.
     """
-    if not is_causal(student.net) or student.tokenizer is None:
-        raise UsageError(
-            f"huggingface takes a language model with its tokenizer; {student.name!r} answers {student.answers}."
-        )
+    refusal = unsupported(student, tensors, precision)
+    if refusal is not None:
+        raise UsageError(refusal)
     net = student.net if precision == "fp32" else copy.deepcopy(student.net).to(DTYPES[precision])
     write_folder(net, student.tokenizer, path)
     inputs = [{"name": name, "dtype": "int64", "shape": ["batch", "length"]} for name in ("tokens", "positions")]
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    versions = versions_of("torch", "transformers")
     return Written(path, open_folder, {"inputs": inputs, "output": "next_token", "versions": versions})
+
+
+def unsupported(student: Student, tensors: Tensors, precision: str) -> str | None:
+    """Only a language model with its tokenizer makes such a folder."""
+    if is_causal(student.net) and student.tokenizer is not None:
+        return None
+    return (
+        f"huggingface takes a language model with its tokenizer; {student.name!r} answers {student.answers}. Use onnx"
+    )
 
 
 class Folder:

@@ -5,28 +5,29 @@ Writes the graph; ``int8`` rounds it and ``runtime`` runs it. No other file impo
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from stillroom.errors import UsageError
-from stillroom.exporting.artifact import Tensors, Written
+from stillroom.exporting.artifact import Tensors, Written, versions_of
 from stillroom.exporting.language.token_file import write_tokens
-from stillroom.exporting.onnx.int8 import quantise
-from stillroom.exporting.onnx.runtime import library, open_language_model, open_model, plain, without_traces
+from stillroom.exporting.onnx.int8 import nothing_to_round, quantise, weights_alone
+from stillroom.exporting.onnx.runtime import halved, library, open_language_model, open_model, plain, without_traces
 from stillroom.exporting.shipped import NextToken, Shipped
 from stillroom.files import write_bytes
-from stillroom.network import Columns
+from stillroom.network import Answers, Columns
 from stillroom.students.networks import Student
 
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "int8", "int8_static", "int8_dynamic", "int4", "fp16")
 OPSET = 20
 LARGEST = 2**31  # bytes of a protobuf message
 
@@ -42,26 +43,44 @@ def write(
     """
     library("onnx")
     _check_size(student)
-    names = input_names(student, len(tensors))
-    tensors = tuple(plain(tensor) for tensor in tensors)
+    traced = _trace(student, tensors)
     path = path.with_suffix(".onnx")
     with _quiet():
-        model, dynamic = _trace(student, tensors, names)
-        content, quantisation = model.SerializeToString(deterministic=True), None
-        if precision == "int8":
-            content, quantisation = quantise(content, names, calibration, student.answers)
+        content, quantisation = _in_precision(traced, calibration, student.answers, precision)
     write_bytes(path, content)
     inputs = [
         {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": shape}
-        for name, tensor, shape in zip(names, tensors, dynamic, strict=True)
+        for name, tensor, shape in zip(traced.names, map(plain, tensors), traced.shapes, strict=True)
     ]
-    libraries = ("torch", "onnx", "onnxscript", "onnxruntime")
-    versions = {name: importlib.metadata.version(name) for name in libraries}
     notes: dict[str, Any] = {"opset": OPSET, "inputs": inputs, "output": student.answers, "quantisation": quantisation}
-    notes["versions"] = versions
+    notes["versions"] = versions_of("torch", "onnx", "onnxscript", "onnxruntime")
     if student.answers == "next_token" and student.tokenizer is not None:
         return Written(path, open_language_model, notes, write_tokens(student.tokenizer, path.parent))
     return Written(path, open_model, notes)
+
+
+def unsupported(student: Student, tensors: Tensors, precision: str) -> str | None:
+    """What the graph cannot hold: found by tracing it, which ``write`` then need not do again."""
+    library("onnx")
+    library("onnxruntime")
+    try:
+        _check_size(student)
+        return nothing_to_round(_trace(student, tensors).content, precision)
+    except UsageError as error:
+        return str(error)
+
+
+def _in_precision(
+    traced: Traced, calibration: Iterable[Tensors], answers: Answers, precision: str
+) -> tuple[bytes, dict[str, Any] | None]:
+    if precision == "fp32":
+        return traced.content, None
+    if precision == "fp16":
+        return halved(traced.content), None
+    if precision == "int4":
+        return weights_alone(traced.content, list(calibration), answers, bits=4)
+    _, _, wanted = precision.partition("_")
+    return quantise(traced.content, traced.names, calibration, answers, wanted or None)
 
 
 def _check_size(student: Student) -> None:
@@ -81,8 +100,31 @@ def input_names(student: Student, count: int) -> tuple[str, ...]:
     return tuple(names) if len(names) == count else tuple(f"input_{index}" for index in range(count))
 
 
-def _trace(student: Student, tensors: Tensors, names: Sequence[str]) -> tuple[Any, list[list[Any]]]:
-    """The ONNX model, and its inputs' shapes with 'batch' and 'length' where they are free."""
+@dataclass(frozen=True)
+class Traced:
+    """The float32 graph as a file's content, its inputs' names, and their shapes: 'batch' and 'length' where free."""
+
+    content: bytes
+    names: tuple[str, ...]
+    shapes: list[list[Any]]
+
+
+# Every precision, OpenVINO and the browser begin with one graph, and tracing takes seconds: kept for as long as the
+# network lives. Networks that are exported are copies that nothing trains.
+_TRACED: WeakKeyDictionary[torch.nn.Module, Traced] = WeakKeyDictionary()
+
+
+def _trace(student: Student, tensors: Tensors) -> Traced:
+    """Raises UsageError for a network that is not one graph with a free batch dimension."""
+    if student.net not in _TRACED:
+        names, tensors = input_names(student, len(tensors)), tuple(plain(tensor) for tensor in tensors)
+        with _quiet():
+            model, shapes = _graph(student, tensors, names)
+        _TRACED[student.net] = Traced(model.SerializeToString(deterministic=True), names, shapes)
+    return _TRACED[student.net]
+
+
+def _graph(student: Student, tensors: Tensors, names: Sequence[str]) -> tuple[Any, list[list[Any]]]:
     net = student.copy().net
     shipped = NextToken(net) if student.answers == "next_token" else Shipped(net, student.answers)
     shipped = shipped.float().eval()
@@ -111,8 +153,8 @@ def _trace(student: Student, tensors: Tensors, names: Sequence[str]) -> tuple[An
         shown = [[free.get(i, n) for i, n in enumerate(t.shape)] for t, free in zip(tensors, chosen, strict=True)]
         return without_traces(program.model_proto), shown
     raise UsageError(
-        f"ONNX cannot take the network of {student.name!r}: {_first_reason(problem)}. Its forward must be one graph of "
-        "tensors with a free batch dimension: no branching on values, and no batch size written as a number."
+        f"{_first_reason(problem)}. The network's forward must be one graph of tensors with a free batch dimension: no "
+        "branching on values, and no batch size written as a number."
     ) from problem
 
 

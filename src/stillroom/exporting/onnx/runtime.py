@@ -67,6 +67,14 @@ def library(name: str) -> Any:
         raise missing_extra(error.name or name, "onnx") from None
 
 
+def halved(content: bytes) -> bytes:
+    """The model with its numbers in float16 but those it takes and gives; for size, since CPUs compute in float32."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = convert_float_to_float16(library("onnx").load_from_string(content), keep_io_types=True)
+    return without_traces(model).SerializeToString(deterministic=True)
+
+
 def without_traces(model: Any) -> Any:
     """The model without the exporter's notes: they hold source lines and this machine's paths."""
     graph = model.graph
