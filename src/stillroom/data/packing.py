@@ -43,6 +43,8 @@ def pack(
 ) -> Packed:
     """Texts (or (id, text) pairs, or with ``chat`` (id, messages) pairs) as rows of ``length`` tokens.
 
+    A pair (ids, which of them are learned) in place of a text is taken as it is, its marks included.
+
     ``together=False``: one document per row, under its own id: for intervals over documents. A document longer than
     a row is split into pieces that share no context (``too_long='split'``, counted in ``facts``), or refused.
     ``folder``: rows are written there as they come and read by memory map, so the corpus may be larger than memory;
@@ -92,6 +94,8 @@ def _encoded(documents: Iterable[Any], tokenizer: Any, chat: Chat | None, progre
                 ids, counted = [begin, *inner, end], [False, *([True] * len(inner)), True]
                 if all(token in unseen for token in inner):
                     raise DataError(f"document {name!r} holds no text (empty, or only padding). Leave it out.")
+            elif isinstance(content, tuple):
+                ids, counted = list(content[0]), list(content[1])
             else:
                 raise DataError(
                     f"document {name!r} is {type(content).__name__}; give a text, or chat=Chat() for chats."

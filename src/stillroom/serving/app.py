@@ -20,6 +20,11 @@ from stillroom.serving.questions import Raw, batch_of, question_model
 from stillroom.serving.routes import plain_routes, say_errors
 from stillroom.types import Batch, Dense, Signal
 
+MEANS = {
+    413: "the body is larger than 4 MiB",
+    422: "the question does not fit: which column, and what is wrong with it",
+    503: "too many requests are open, or the teacher cannot be asked: come again after Retry-After seconds",
+}
 PATHS = frozenset({"/predict", "/health", "/metrics", "/openapi.json", "/docs", "/"})
 
 
@@ -114,7 +119,9 @@ def build_app(serving: Serving) -> Any:
         return answer
 
     predict.__annotations__ = {"question": asked, "return": Answer}
-    wrong: dict[int | str, dict[str, Any]] = {code: {"model": Wrong} for code in (413, 422, 503)}
+    wrong: dict[int | str, dict[str, Any]] = {
+        code: {"model": Wrong, "description": means} for code, means in MEANS.items()
+    }
     app.post("/predict", responses=wrong, summary="Ask the student one question")(predict)
 
     plain_routes(app, counts, serving.name, serving.about)

@@ -32,7 +32,7 @@ def _route(schema: Mapping[str, Any], path: str, verb: str, told: Mapping[str, A
         "verb": verb.upper(),
         "summary": told.get("summary", ""),
         "fields": [] if asked is None else _fields(schema, asked),
-        "example": json.dumps(examples[0], ensure_ascii=False, indent=1) if examples else "",
+        "example": json.dumps(examples[0], ensure_ascii=False) if examples else "",
         "answers": [(code, said.get("description", "")) for code, said in told.get("responses", {}).items()],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +22,19 @@ def serve(app: Any, host: str, port: int, ready: Callable[[str], None]) -> None:
     is taken.
     """
     server = make_server(app)
+
+    def end(*_: object) -> None:
+        server.should_exit = True
+
     with listen(host, port) as listening:
-        ready(address_of(listening))
-        server.run(sockets=[listening])
+        # uvicorn raises a signal that it heard once more at its end, which would end the process as if killed
+        before = {one: signal.signal(one, end) for one in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            ready(address_of(listening))
+            server.run(sockets=[listening])
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
 
 
 def make_server(app: Any) -> Any:
