@@ -25,6 +25,7 @@ EXTRAS := $(subst $(space),$(comma),$(strip \
   sign \
   bom \
   control \
+  policies \
   serve \
   dev))
 
