@@ -57,6 +57,16 @@ class CheckError(StillroomError, ValueError):
     exit_code = 1
 
 
+class EndpointError(StillroomError, ConnectionError):
+    """A server that is asked refuses (key, quota, address) or stays silent; what was answered is in the journal."""
+
+
+class BudgetError(StillroomError, RuntimeError):
+    """The next question could cost more than the recipe's budget leaves; what was answered is in the journal."""
+
+    exit_code = 1
+
+
 class ConditionsError(StillroomError, ValueError):
     """Conditions of the teacher's terms are not met; the message names them and how to meet them."""
 

@@ -8,6 +8,7 @@ from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 from stillroom.errors import MissingFileError, UsageError
 
@@ -63,6 +64,12 @@ def locate_file(model: str | Path, folder: Path | None = None) -> tuple[Path, Pl
     if not path.is_file():
         raise MissingFileError(f"there is no file {text}. For one inside a package write package:NAME/inner/file.")
     return path, place
+
+
+def without_credentials(url: str) -> str:
+    """An address without user, password, query and fragment: keys hide there, and addresses are written down."""
+    parts = urlsplit(url.strip())
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _in_package(text: str) -> Place:

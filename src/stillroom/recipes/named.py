@@ -11,6 +11,7 @@ from typing import Any
 from stillroom import settings
 from stillroom.digests import file_digest
 from stillroom.errors import UsageError, nearest
+from stillroom.places import without_credentials
 from stillroom.recipes.declared import from_here as from_here_terms
 from stillroom.recipes.recipe import Recipe, Use
 
@@ -28,6 +29,7 @@ TEACHERS = {
     "network": "stillroom.teachers.networks:from_factory",
     "onnx": "stillroom.teachers.onnx:from_onnx",
     "causal_lm": "stillroom.teachers.causal:causal_lm",
+    "endpoint": "stillroom.teachers.endpoint:endpoint",
     "run": "stillroom.students.teaching:from_run",
     "published": "stillroom.teachers.published:published",
 }
@@ -134,6 +136,8 @@ def resolved(recipe: Recipe, folder: Path) -> Recipe:
             return fill(value, key) if isinstance(value.get("use"), str) else value
         if key == "target" and isinstance(value, str):
             return from_here(value)
+        if key == "url" and isinstance(value, str):  # the recipe is kept in the run
+            return without_credentials(value)
         return [walk(item, key) for item in value] if isinstance(value, list) else value
 
     def fill(value: dict[str, Any], key: str) -> dict[str, Any]:

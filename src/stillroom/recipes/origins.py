@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from stillroom.data.table import Table as Rows
 from stillroom.digests import file_digest
 from stillroom.errors import UsageError
-from stillroom.places import locate, locate_file
+from stillroom.places import locate, locate_file, without_credentials
 from stillroom.provenance.lineage import Lineage, lineage_of
 from stillroom.provenance.terms import texts
 from stillroom.provenance.terms.gate import Access, Source
@@ -47,6 +48,8 @@ class Origins:
             return self._student_of_a_run(str(use.arguments.get("run")), said, place)
         if use.use == "published":
             return self._published(use, said, place)
+        if use.use == "endpoint":  # its model is at a server: nothing is looked up here
+            return [self._source(place, "outputs", _at_server(use), said)]
         if use.arguments.get("model") is not None and ":" not in use.use:
             return [self._source(place, "outputs", _model_at(use, self.base), said)]
         file, _, function = use.use.rpartition(":")
@@ -174,3 +177,10 @@ def _model_at(use: Use, base: Path) -> _Found:
     beside = texts.texts_beside(Path(place.name), package) if place.local else []
     licence = str(use.arguments.get("licence") or place.licence)
     return _Found(Path(gguf).stem if gguf else place.title, licence, place.source, place.title, beside)
+
+
+def _at_server(use: Use) -> _Found:
+    """A model behind an address: its name, the server's, and nothing that is not declared."""
+    said = use.arguments
+    host = str(said.get("name") or urlsplit(without_credentials(str(said.get("url", "")))).hostname or "unknown")
+    return _Found(str(said.get("model")), str(said.get("licence") or "unknown"), host, route="own-account")
