@@ -16,6 +16,7 @@ EXTRAS := $(subst $(space),$(comma),$(strip \
   published \
   images \
   endpoint \
+  keyring \
   onnx \
   c \
   ray \

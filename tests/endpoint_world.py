@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import random
 import threading
 import time
 from collections import Counter
@@ -122,7 +121,7 @@ class Proxy:
             self.flying += 1
             self.most = max(self.most, self.flying)
             try:
-                await self._answer(path, body, said, writer)
+                await self._answer(path, body, said, reader, writer)
             finally:
                 self.flying -= 1
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
@@ -130,7 +129,7 @@ class Proxy:
         finally:
             writer.close()
 
-    async def _answer(self, path, body, said, writer):
+    async def _answer(self, path, body, said, reader, writer):
         kind = self.fault(len(self.asked), said) if path != "/tokenize" else None
         if kind:
             self.injected[kind] += 1
@@ -138,7 +137,7 @@ class Proxy:
             status, headers, content = STATUSES[kind]
             writer.write(response(content, status, headers))
         elif kind == "silence":
-            await asyncio.sleep(3600)
+            await reader.read(1)  # until the client gives up
         elif kind == "wrong page":
             writer.write(response(b"<html>Sign in to the network</html>", headers={"Content-Type": "text/html"}))
         elif kind == "wrong form":
@@ -206,6 +205,7 @@ def error(message, code=None):
 
 STATUSES = {
     "429": (429, {"Retry-After": "0.05"}, error("slow down", "rate_limit_exceeded")),
+    "429 long": (429, {"Retry-After": "0.6"}, error("slow down", "rate_limit_exceeded")),
     "500": (500, {}, error("oops")),
     "503": (503, {}, error("overloaded")),
     "401": (401, {}, error("Incorrect API key provided: {key}")),
@@ -215,9 +215,3 @@ STATUSES = {
 }
 HOSTILE = ("429", "500", "503", "silence", "half closed", "truncated", "drip", "wrong page", "wrong form")
 HOSTILE = (*HOSTILE, "somebody else's", "twice", "late")
-
-
-def hostile(share, seed=0, kinds=HOSTILE):
-    """A fault on a share of the requests, drawn by their number."""
-    draw = random.Random(seed)
-    return lambda number, body: draw.choice(kinds) if draw.random() < share else None

@@ -78,7 +78,8 @@ def run(
 def doctor(recipe: RecipeFile, folder: Folder = None, overrides: Set = None) -> None:
     """Check teacher, student and data before anything long starts, and estimate time, disk and memory.
 
-    Exit code 1 when a check fails. Nothing is written.
+    Exit code 1 when a check fails. Nothing is written, except that a paid endpoint's answers to a few examples, from
+    which tokens and cost are estimated, are kept in its journal.
 
     Example:  stillroom doctor examples/digits.yaml
     """

@@ -13,8 +13,10 @@ from rich.text import Text
 from stillroom.checking import show
 from stillroom.errors import CheckError, ParityError, UsageError
 from stillroom.exporting import Exports, combinations
+from stillroom.files import read_json
 from stillroom.measures.artefacts import EXPORT_COLUMNS, chosen_int8, export_cells
 from stillroom.provenance.manifest import MANIFEST
+from stillroom.recipes.asked import MONEY, bill_line
 from stillroom.recipes.gating import answer
 from stillroom.run import Run
 
@@ -90,6 +92,8 @@ def narrate(run: Run) -> None:
     made = run.export()
     run.seal()
     say(report.scoreboard())
+    if (bill := run.folder / MONEY).is_file():
+        say(bill_line(read_json(bill)))
     show_exports(made)
     say(Text(f"\nEverything lies in {run.folder}", "bold"))
     for name, about in _places(run):

@@ -21,6 +21,7 @@ from stillroom.evaluation import Report, evaluate
 from stillroom.exporting import Exports, export_several
 from stillroom.fitting import fit
 from stillroom.provenance.terms.gate import Decision
+from stillroom.recipes.asked import Few, asked_rows, bill, has_endpoint, sampled
 from stillroom.recipes.corpus import Corpus, corpus_of
 from stillroom.recipes.gating import Question, check_requests, pass_gate, question
 from stillroom.recipes.named import BASELINES, TEACHERS, call, resolved
@@ -111,7 +112,19 @@ class Run:
     def _covered(self, what: str) -> Any:
         """A teacher that can be asked has answers to all rows, and need not be built for that."""
         rows = self.data[what]
-        return self.teacher.covering(rows, what) if self.recipe.teacher.use == PUBLISHED else rows
+        if self.recipe.teacher.use == PUBLISHED:
+            return self.teacher.covering(rows, what)
+        if not has_endpoint(self.recipe.teacher):
+            return rows
+        _ = self.allowed
+        check_requests(self.recipe.terms, len(rows))
+        return asked_rows(self.teacher, rows, what, self.folder, self.progress)
+
+    @cached_property
+    def _few(self) -> Few | None:
+        """Of a paid teacher, what is asked before the rest."""
+        asked = has_endpoint(self.recipe.teacher)
+        return sampled(self.teacher, self.data["pool"], self.data["labelled"]) if asked else None
 
     def student(self, seed: int) -> Student:
         """The untrained student of a seed; the adapter is fitted on the training inputs, labels unseen."""
@@ -141,12 +154,12 @@ class Run:
     def check(self) -> tuple[tuple[Check, ...], Estimate | None]:
         """Preflight: what would go wrong later, and what it will cost. Asks the gate first."""
         _ = self.allowed
-        student, pool = self.student(self.recipe.seeds[0]), self.pool
-        plan = plan_of(self.recipe, self.recipe.seeds[0], len(pool))
-        checks = (
-            *self._told(),
-            *preflight(self.teacher, student, pool, self.objective, labelled=self._scored, plan=plan),
-        )
+        student, few = self.student(self.recipe.seeds[0]), self._few
+        pool, scored = (few.pool, few.labelled) if few else (self.pool, self._scored)
+        whole = len(self.data["pool"] if few else pool)
+        plan = plan_of(self.recipe, self.recipe.seeds[0], whole)
+        told = few.told() if few else self._told()
+        checks = (*told, *preflight(self.teacher, student, pool, self.objective, labelled=scored, plan=plan))
         if not all(check.passed for check in checks):
             return checks, None
         codecs = keep_of(self.recipe, self.base)
@@ -154,7 +167,8 @@ class Run:
         def kept(said: Signal, batch: Batch) -> tuple[int, int]:
             return bytes_kept(codecs, said, [(name, -1) for name in batch.ids])
 
-        return checks, estimate(self.teacher, student, pool, plan=plan, objective=self.objective, kept=kept)
+        cost = estimate(self.teacher, student, pool, plan=plan, objective=self.objective, kept=kept)
+        return checks, few.of_all(cost, whole) if few else cost
 
     def _told(self) -> list[Check]:
         """What a teacher says of itself before it is asked: published answers, how many can be used and why not all."""
@@ -231,17 +245,12 @@ class Run:
         models["untrained"] = [self.student(seed) for seed in self.recipe.seeds]
         if self.recipe.baseline is not None:
             models["baseline"] = call(self.recipe.baseline, BASELINES, self.base, "baseline", self._offered)
-        return evaluate(
-            models,
-            self.teacher,
-            self.test,
-            metrics_of(self.recipe, self.base),
-            self.folder / "report",
-            metric=settings.metric,
-            training=self.pool,
-            replicates=settings.replicates,
-            progress=self.progress,
-        )
+        report = evaluate(
+            models, self.teacher, self.test, metrics_of(self.recipe, self.base), self.folder / "report",
+            metric=settings.metric, training=self.pool, replicates=settings.replicates, progress=self.progress,
+        )  # fmt: skip
+        bill(self.teacher, self.folder)
+        return report
 
     def export(self, wanted: Sequence[tuple[str, str]] | None = None, skip_unsupported: bool = False) -> Exports:
         """Ship the first seed's student, each artefact checked on the whole test set; default: the recipe's own list.

@@ -25,6 +25,7 @@ def read_part(folder: Path, name: str) -> dict[str, Any] | None:
 def sources(folder: Path) -> list[str]:
     """The files of a run that a passport is read from."""
     fixed = ("recipe.yaml", "recording/manifest.json", "report/report.json", "student/student.json", "policy.json")
+    fixed += ("asked.json", "report/money.json")  # of a teacher that was paid: rows set aside, and costs
     found = [name for name in fixed if (folder / name).is_file()]
     for pattern in ("seeds/*/*/student.json", "exports/*/verify.json", "alone/student.json"):
         found.extend(path.relative_to(folder).as_posix() for path in folder.glob(pattern))

@@ -72,6 +72,7 @@ def content(stages: Stages) -> dict[str, Any]:
         "overlap": None if report is None else _overlap(report.get("overlap")),
         "cascade": stages.cascade,
         "harness": _harness(stages.harness),
+        "money": stages.money,
         "provenance": _provenance(stages),
         "lineage": None if not stages.passport else lineage_figure(stages.passport, stages.parents),
         "gate": None if not stages.passport else gate_of(stages.passport),

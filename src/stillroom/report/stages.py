@@ -29,6 +29,7 @@ class Stages:
     report: Mapping[str, Any] | None
     harness: Mapping[str, Any] | None
     cascade: Mapping[str, Any] | None
+    money: Mapping[str, Any] | None
     curves: tuple[Curve, ...]
     exports: tuple[Mapping[str, Any], ...]
     recording: Mapping[str, Any] | None
@@ -46,6 +47,7 @@ def read_stages(folder: Path) -> Stages:
         report=_optional(folder / "report" / "report.json"),
         harness=_optional(folder / "report" / "harness.json"),
         cascade=_optional(folder / "report" / "cascade.json"),
+        money=_optional(folder / "report" / "money.json"),
         curves=tuple(_curves(folder)),
         exports=tuple(read_json(path) for path in sorted(folder.glob("exports/*/verify.json"))),
         recording=_optional(folder / "recording" / "manifest.json"),

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from stillroom.errors import EndpointError
+from stillroom.errors import BudgetError, EndpointError
 from stillroom.progress import Step
 from stillroom.teachers.endpoint.client import AskAgain, Client, Closed, NeverAnswers, Reply, Server
 from stillroom.teachers.endpoint.journal import Journal, Request
@@ -88,6 +88,7 @@ class _Round:
         self.purse = Purse(terms.price, terms.budget, journal.totals(terms.teacher), terms.longest)
         self.began, self.ours = time.monotonic(), deque[Request]()
         self.failure: BaseException | None = None
+        self.short = False  # near the budget's end one at a time: what others may cost is known then
         self.sent: set[asyncio.Task[None]] = set()  # that are at the server
 
     async def all(self, missing: Sequence[Request]) -> None:
@@ -97,7 +98,8 @@ class _Round:
             with self._interruptible(tasks):
                 while tasks or (self.failure is None and (self.ours or waiting or others)):
                     self._claim(waiting, others)
-                    while self.ours and self.failure is None and len(tasks) < self.terms.limits.in_flight:
+                    together = 1 if self.short else self.terms.limits.in_flight
+                    while self.ours and self.failure is None and len(tasks) < together:
                         tasks.add(asyncio.create_task(self._one(client, self.ours.popleft())))
                     if tasks:
                         done, _ = await asyncio.wait(tasks, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
@@ -131,7 +133,9 @@ class _Round:
     def _over(self, done: set[asyncio.Task[None]], tasks: set[asyncio.Task[None]]) -> None:
         """The first failure ends the asking: what is not at the server yet is called back."""
         failed = [task.exception() for task in done if not task.cancelled() and task.exception() is not None]
-        if failed and self.failure is None:
+        if failed and isinstance(failed[0], BudgetError) and not self.short:
+            self.short = True
+        elif failed and self.failure is None:
             self._stop(failed[0], tasks)
 
     def _stop(self, why: BaseException | None, tasks: set[asyncio.Task[None]]) -> None:

@@ -48,6 +48,8 @@ class Endpoint:
     licence: str = "unknown"
     progress: bool = field(default=True, repr=False)
 
+    answers_from_disk = True  # how fast the journal is read says nothing of how fast the server answers
+
     @cached_property
     def identity(self) -> Identity:
         """Model, server, and in ``template`` the digest of all that decides a question: its weights nobody knows."""
@@ -174,14 +176,11 @@ class Endpoint:
         prompt: dict[str, Any] = {"messages": messages}
         if self.route == "completions":
             prompt = {"prompt": messages[0]["content"]}
-        return self._asked(self.route, prompt, decoding, number)
+        return Request(self.server.name, self.route, self.model, prompt, decoding, number, self.account)
 
     def _first(self, batch: Batch, row: int) -> list[Request]:
         messages = self.prompt.fill(batch, row, self._known)
         return [self._request(messages, draw, 0) for draw in range(self.samples)]
-
-    def _asked(self, route: str, prompt: Any, decoding: Any, number: int = 0) -> Request:
-        return Request(self.server.name, route, self.model, prompt, decoding, number, self.account)
 
     @property
     def _known(self) -> dict[str, Any]:
@@ -200,7 +199,7 @@ class Endpoint:
         if not isinstance(self.reading, Choice):
             return self.reading
         asked = {
-            form: self._asked("tokenize", {"content": form, "prompt": form}, dict(TOKENIZE))
+            form: Request(self.server.name, "tokenize", self.model, {"content": form, "prompt": form}, dict(TOKENIZE))
             for word in self.reading.words
             for form in spellings(word)
         }
