@@ -381,7 +381,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
         return asker("http://localhost:1/v1", tmp_path, **settings)
 
     with pytest.raises(UsageError, match="did you mean 'choice'"):
-        make(reads="choise")
+        make(reads="choicee")
     with pytest.raises(UsageError, match="limits has no 'in_fligth'; did you mean 'in_flight'"):
         make(limits={"in_fligth": 1})
     with pytest.raises(UsageError, match="words has none for blue"):
