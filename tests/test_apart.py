@@ -1,8 +1,10 @@
 """An environment apart: made once from pins, with nothing of ours in it; scripts take files and leave files."""
 
 import json
+import os
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -76,11 +78,33 @@ def test_only_pins_are_taken(tmp_path, line):
 
 
 def test_a_script_that_fails_is_heard(tmp_path):
-    from pathlib import Path
-
     script = tmp_path / "fails.py"
     script.write_text("import sys\nsys.exit('the molecule of row 3 is none')\n")
     with pytest.raises(CheckError, match=r"fails\.py, run apart, failed \(exit code 1\): the molecule of row 3"):
         apart.run_apart(Path(sys.executable), script)
     with pytest.raises(MissingFileError, match="no script"):
         apart.run_apart(Path(sys.executable), tmp_path / "none.py")
+
+
+def test_a_script_is_asked_again_and_again(tmp_path):
+    """One process answers all; when it ends, its last words are heard, and the next question starts another."""
+    script = tmp_path / "answers.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "for line in sys.stdin:\n"
+        "    asked = json.loads(line)\n"
+        "    if asked is None:\n"
+        "        sys.exit('no molecule')\n"
+        "    print('noise', file=sys.stderr)\n"
+        "    print(json.dumps([os.getpid(), asked * 2]), flush=True)\n"
+    )
+    asked = apart.Asked(Path(sys.executable), script)
+    first, again = asked.ask(4), asked.ask("ab")
+    assert (first[1], again[1]) == (8, "abab")
+    assert first[0] == again[0] != os.getpid()
+    with pytest.raises(CheckError, match=r"answers\.py, run apart, did not answer: .*no molecule"):
+        asked.ask(None)
+    assert asked.ask(1)[0] != first[0]
+    asked.close()
+    with pytest.raises(MissingFileError, match="no script"):
+        apart.Asked(Path(sys.executable), tmp_path / "none.py").ask(1)

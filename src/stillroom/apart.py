@@ -5,16 +5,22 @@ Nothing is imported from there and nothing of ours is there: a script takes file
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 from stillroom.errors import CheckError, MissingFileError, UsageError
 from stillroom.files import read_json, write_json
@@ -93,6 +99,79 @@ def run_apart(
         raise CheckError(f"{script.name}, run apart, failed (exit code {code}): {last or 'it said nothing.'}")
 
 
+@dataclass(eq=False)
+class Asked:
+    """A script that runs apart and answers: one JSON value a line in, one JSON value a line out.
+
+    It is started when it is first asked, and ends with us (its input closes). What it prints besides belongs on stderr.
+    """
+
+    python: Path
+    script: Path
+    arguments: tuple[str | Path, ...] = ()
+    _process: subprocess.Popen[str] | None = field(default=None, repr=False)
+    _heard: IO[str] | None = field(default=None, repr=False)
+
+    def ask(self, value: Any) -> Any:
+        """Its answer. Raises CheckError with its last words when it ends instead, or says what is no JSON."""
+        process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(value) + "\n")
+            process.stdin.flush()
+        said = process.stdout.readline()
+        try:
+            return json.loads(said)
+        except ValueError:
+            process.wait() if not said else process.kill()  # what ends by itself says why before it does
+            last = self._last(said)
+            self.close()
+            raise CheckError(f"{self.script.name}, run apart, did not answer: {last}") from None
+
+    def close(self) -> None:
+        """End the process. It is started again when it is asked again."""
+        if self._process is not None and self._heard is not None:
+            _end(self._process, self._heard)
+            self._process = self._heard = None
+
+    def _start(self) -> subprocess.Popen[str]:
+        if not self.script.is_file():
+            raise MissingFileError(f"there is no script {self.script} to run apart.")
+        self._heard = heard = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._process = process = subprocess.Popen(
+            [str(self.python), "-I", str(self.script), *map(str, self.arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=heard,
+            text=True,
+            env=_clean(),
+        )
+        weakref.finalize(self, _end, process, heard)
+        return process
+
+    def _last(self, said: str) -> str:
+        assert self._heard is not None
+        self._heard.seek(0)
+        lines = [line.strip() for line in (*self._heard.read().splitlines(), said) if line.strip()]
+        return " | ".join(lines[-SHOWN:]) or "it said nothing."
+
+
+def _end(process: subprocess.Popen[str], heard: IO[str]) -> None:
+    for pipe in (process.stdin, process.stdout, heard):
+        with contextlib.suppress(OSError):
+            if pipe is not None:
+                pipe.close()
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def _clean() -> dict[str, str]:
+    """Our environment without what would lead a Python to our packages."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+
+
 def _make(folder: Path, requirements: Path, pins: Sequence[str], progress: bool) -> None:
     if progress:
         console.print(f"{requirements.name}: an environment of its own is made once, for {len(pins)} packages.")
@@ -101,8 +180,8 @@ def _make(folder: Path, requirements: Path, pins: Sequence[str], progress: bool)
         _succeed([sys.executable, "-m", "venv", "--without-pip", str(folder)], requirements)
 
         def fetched(text: str) -> None:
-            if text.startswith("Collecting "):
-                step(1, text.split()[1])
+            if text.startswith(("Collecting ", "Processing ")):
+                step(1, Path(text.split()[1]).name)
 
         # no dependencies: the file names every package, so no other version of anything can come along
         pip = [sys.executable, "-m", "pip", "--python", str(folder), "--disable-pip-version-check"]
@@ -122,7 +201,6 @@ def _succeed(command: Sequence[str], requirements: Path, line: Callable[[str], N
 def _run(command: Sequence[str], line: Callable[[str], None] | None, variables: Mapping[str, str]) -> tuple[int, str]:
     """The exit code and the last lines that were printed."""
     last: deque[str] = deque(maxlen=SHOWN)
-    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -130,7 +208,7 @@ def _run(command: Sequence[str], line: Callable[[str], None] | None, variables: 
         stdin=subprocess.DEVNULL,
         text=True,
         errors="replace",
-        env={**clean, **variables},
+        env={**_clean(), **variables},
     ) as process:
         try:
             for text in _lines(process):

@@ -7,6 +7,7 @@ wrote.
 
 from stillroom.objectives.across import AlignedTargets, SpanLikelihood, UniversalLogits
 from stillroom.objectives.actions import MatchActions, MatchGaussians
+from stillroom.objectives.columns import MatchColumns
 from stillroom.objectives.features import MatchFeatures, MatchRelations
 from stillroom.objectives.matching import (
     HardLabels,
@@ -27,6 +28,7 @@ __all__ = [
     "AlignedTargets",
     "HardLabels",
     "MatchActions",
+    "MatchColumns",
     "MatchFeatures",
     "MatchGaussians",
     "MatchRelations",

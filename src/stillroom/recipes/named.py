@@ -46,13 +46,18 @@ LANGUAGE_STUDENTS = {
     "lora": "stillroom.students.causal:adapted",
 }
 BASELINES = {"tfidf_svm": "stillroom.students.classic:tfidf_svm", "linear": "stillroom.students.classic:linear"}
-ADAPTERS = {"columns": "stillroom.network:Columns", "words": "stillroom.students.words:fit_words"}
+ADAPTERS = {
+    "columns": "stillroom.network:Columns",
+    "words": "stillroom.students.words:fit_words",
+    "fingerprints": "stillroom.students.rdkit:Fingerprints",
+}
 OBJECTIVES = {
     "soft_targets": "stillroom.objectives:SoftTargets",
     "hard_labels": "stillroom.objectives:HardLabels",
     "match_values": "stillroom.objectives:MatchValues",
     "match_actions": "stillroom.objectives:MatchActions",
     "match_gaussians": "stillroom.objectives:MatchGaussians",
+    "match_columns": "stillroom.objectives:MatchColumns",
     "match_features": "stillroom.objectives.features:MatchFeatures",
     "match_relations": "stillroom.objectives.features:MatchRelations",
 }
