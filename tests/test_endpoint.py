@@ -18,7 +18,8 @@ from endpoint_world import CHOICES, Proxy, asker, colours, llama_server
 from stillroom.errors import DataError, EndpointError, SignalError, UsageError
 from stillroom.teachers.endpoint.journal import Journal, Request
 from stillroom.teachers.endpoint.prompts import Prompt
-from stillroom.teachers.endpoint.reading import Choice, Label, Text, Tokens, first_tokens, spellings
+from stillroom.teachers.endpoint.reading import Choice, Label, Text, Tokens
+from stillroom.teachers.endpoint.words import first_tokens, spellings
 
 
 @pytest.fixture(scope="module")

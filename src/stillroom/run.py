@@ -21,7 +21,7 @@ from stillroom.evaluation import Report, evaluate
 from stillroom.exporting import Exports, export_several
 from stillroom.fitting import fit
 from stillroom.provenance.terms.gate import Decision
-from stillroom.recipes.asked import Few, asked_rows, bill, has_endpoint, sampled
+from stillroom.recipes.asked import asked_rows, bill, has_endpoint, sampled
 from stillroom.recipes.corpus import Corpus, corpus_of
 from stillroom.recipes.gating import Question, check_requests, pass_gate, question
 from stillroom.recipes.named import BASELINES, TEACHERS, call, resolved
@@ -120,12 +120,6 @@ class Run:
         check_requests(self.recipe.terms, len(rows))
         return asked_rows(self.teacher, rows, what, self.folder, self.progress)
 
-    @cached_property
-    def _few(self) -> Few | None:
-        """Of a paid teacher, what is asked before the rest."""
-        asked = has_endpoint(self.recipe.teacher)
-        return sampled(self.teacher, self.data["pool"], self.data["labelled"]) if asked else None
-
     def student(self, seed: int) -> Student:
         """The untrained student of a seed; the adapter is fitted on the training inputs, labels unseen."""
         if self.recipe.tokens is not None:
@@ -154,7 +148,8 @@ class Run:
     def check(self) -> tuple[tuple[Check, ...], Estimate | None]:
         """Preflight: what would go wrong later, and what it will cost. Asks the gate first."""
         _ = self.allowed
-        student, few = self.student(self.recipe.seeds[0]), self._few
+        student, asked = self.student(self.recipe.seeds[0]), has_endpoint(self.recipe.teacher)
+        few = sampled(self.teacher, self.data["pool"], self.data["labelled"]) if asked else None
         pool, scored = (few.pool, few.labelled) if few else (self.pool, self._scored)
         whole = len(self.data["pool"] if few else pool)
         plan = plan_of(self.recipe, self.recipe.seeds[0], whole)

@@ -19,7 +19,8 @@ from stillroom.teachers.endpoint.journal import Request, Totals, opened
 from stillroom.teachers.endpoint.money import Outlook, Price
 from stillroom.teachers.endpoint.pace import Limits
 from stillroom.teachers.endpoint.prompts import Prompt
-from stillroom.teachers.endpoint.reading import Choice, Label, Reading, first_tokens, spellings
+from stillroom.teachers.endpoint.reading import Choice, Label, Reading
+from stillroom.teachers.endpoint.words import first_tokens, spellings
 from stillroom.types import Batch, Examples, Identity, Signal
 
 SAMPLE = 16  # examples that an outlook is measured on
