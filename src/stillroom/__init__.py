@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from stillroom.recording import record as record
     from stillroom.rollouts import Rollouts as Rollouts
     from stillroom.students import Student as Student
+    from stillroom.students.quantised import quantised as quantised
     from stillroom.teachers import ensemble as ensemble
     from stillroom.teachers import from_network as from_network
     from stillroom.teachers.causal import causal_lm as causal_lm
@@ -86,6 +87,7 @@ _PLACES = {
     "stillroom.recording": ("Everything", "Features", "Hidden", "Likely", "Recording", "Sampled", "TopK", "record"),
     "stillroom.rollouts": ("Rollouts",),
     "stillroom.students": ("Student",),
+    "stillroom.students.quantised": ("quantised",),
     "stillroom.teachers": ("ensemble", "from_network"),
     "stillroom.teachers.causal": ("causal_lm",),
     "stillroom.types": (

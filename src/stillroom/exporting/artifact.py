@@ -58,6 +58,7 @@ class Target:
     # asked before any work: what of (student, some input tensors, precision) it cannot take, with the alternative
     unsupported: Callable[[Student, Tensors, str], str | None] = _takes_all
     modules: tuple[str, ...] = ()  # of its runtime: imported before the memory of an answer is counted
+    keeps_rounding: bool = False  # ships the integers and scales of a student that was trained in int8 or int4
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from stillroom.exporting.language.next_tokens import batch_effect_of, compare_ne
 from stillroom.exporting.language.texts import compare_token_ids
 from stillroom.exporting.memory import peak_memory
 from stillroom.exporting.targets import label_of, target_of
-from stillroom.exporting.verify import SINGLES, TOLERANCES, Tolerance, batch_effect, compare, times
+from stillroom.exporting.verify import SINGLES, TOLERANCES, TRAINED, Tolerance, batch_effect, compare, times
 from stillroom.files import write_json
 from stillroom.progress import Step, bar
 from stillroom.students.networks import Student
@@ -104,7 +104,19 @@ def get_ready(student: Student, examples: Examples) -> Ready:
 
 def refusal_of(ready: Ready, kind: Target, precision: str) -> str | None:
     """What of the network the target cannot take, with the alternative. Raises MissingExtraError: its library."""
-    return kind.unsupported(ready.student, ready.tensors, precision)
+    return _other_rounding(ready.student, kind, precision) or kind.unsupported(ready.student, ready.tensors, precision)
+
+
+def _other_rounding(student: Student, kind: Target, precision: str) -> str | None:
+    """Why a student that computes in integers cannot ship so: its scales would be lost, or others calibrated."""
+    if student.rounding is None:
+        return None
+    trained = student.rounding.precision
+    if not kind.keeps_rounding:
+        return f"it was trained in {trained}, and this target would round it anew. Choose onnx, or the float student"
+    return (
+        None if trained == precision or kind.precisions == (precision,) else f"it was trained in {trained}: choose that"
+    )
 
 
 def export_ready(
@@ -132,7 +144,7 @@ def export_ready(
         written = kind.write(plain, ready.tensors, inputs, place / "unverified", precision)
         _check_versions(written, label)
         if tolerance is None:
-            known = next_tokens.TOLERANCES if speaks else TOLERANCES
+            known = next_tokens.TOLERANCES if speaks else TOLERANCES if plain.rounding is None else TRAINED
             tolerance = known.get(precision, known["int8"])
         step(1)
         artifact = _open(plain, place, label, precision, written)

@@ -14,8 +14,8 @@ from stillroom.exporting.onnx import graph as onnx
 
 # An exporter is one function; a user's own is named 'my_file.py:my_exporter' or put in here.
 TARGETS: dict[str, Target] = {
-    "onnx": Target(onnx.write, onnx.PRECISIONS, onnx.unsupported, ("onnxruntime",)),
-    "c": Target(c.write, c.PRECISIONS, c.unsupported),
+    "onnx": Target(onnx.write, onnx.PRECISIONS, onnx.unsupported, ("onnxruntime",), keeps_rounding=True),
+    "c": Target(c.write, c.PRECISIONS, c.unsupported, keeps_rounding=True),
     "gguf": Target(gguf.write, gguf.PRECISIONS, modules=("xllamacpp",)),
     "huggingface": Target(huggingface.write, huggingface.PRECISIONS, huggingface.unsupported, ("transformers",)),
 }
@@ -33,7 +33,7 @@ def target_of(target: str, precision: str, base: Path | None = None) -> Target:
         return TARGETS[target]
     if ":" in target:
         write: Exporter = settings.resolve(target, base)
-        return Target(write, (precision,))
+        return Target(write, (precision,), keeps_rounding=True)
     raise UsageError(f"there is no export target {target!r}{nearest(target, TARGETS)}")
 
 

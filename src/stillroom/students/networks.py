@@ -20,6 +20,7 @@ from stillroom.errors import FolderError, MissingFileError, UsageError
 from stillroom.files import read_json, write_bytes, write_json
 from stillroom.language import describe_tokenizer, is_causal, load_causal, write_folder
 from stillroom.network import Adapter, Answers, Columns, answer
+from stillroom.students.rounding import Rounding, round_layers
 from stillroom.types import Batch, Column, Identity, Signal
 
 WEIGHTS = "model.safetensors"
@@ -52,6 +53,7 @@ class Student:
     name: str = "student"
     tokenizer: Any = None  # of a language model, saved beside its weights
     made_by: Mapping[str, Any] = field(default_factory=dict)  # the choices that made the network, as plain JSON
+    rounding: Rounding | None = None  # of a student that computes in int8 or int4: see students.quantised
 
     @classmethod
     def make(
@@ -126,6 +128,7 @@ def describe_student(student: Student) -> dict[str, Any]:
         "layout": "transformers" if is_causal(student.net) else None,
         "parameters": sum(p.numel() for p in student.net.parameters()),
         **({"made_by": dict(student.made_by)} if student.made_by else {}),
+        **({"rounding": settings.describe(student.rounding)} if student.rounding else {}),
     }
 
 
@@ -182,6 +185,9 @@ def load_student(folder: str | Path, base: Path | None = None) -> Student:
     )
     if source["digest"] and student.source and student.source.digest != source["digest"]:
         warnings.warn(f"{source['factory']} has changed since {folder} was trained.", stacklevel=2)
+    if config.get("rounding"):
+        student = dataclasses.replace(student, rounding=settings.rebuild(config["rounding"]))
+        round_layers(student.net, student.rounding)
     state = check_weights(folder, config)
     try:
         student.net.load_state_dict(state)

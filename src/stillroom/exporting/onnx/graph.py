@@ -17,14 +17,16 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from stillroom import settings
 from stillroom.errors import UsageError
 from stillroom.exporting.artifact import Tensors, Written, versions_of
 from stillroom.exporting.language.token_file import write_tokens
 from stillroom.exporting.onnx.int8 import nothing_to_round, quantise, weights_alone
 from stillroom.exporting.onnx.runtime import halved, library, open_language_model, open_model, plain, without_traces
+from stillroom.exporting.onnx.trained import INT4_OPSET, pack_int4, with_integers
 from stillroom.exporting.shipped import NextToken, Shipped
 from stillroom.files import write_bytes
-from stillroom.network import Answers, Columns
+from stillroom.network import Columns
 from stillroom.students.networks import Student
 
 PRECISIONS = ("fp32", "int8", "int8_static", "int8_dynamic", "int4", "fp16")
@@ -46,13 +48,14 @@ def write(
     traced = _trace(student, tensors)
     path = path.with_suffix(".onnx")
     with _quiet():
-        content, quantisation = _in_precision(traced, calibration, student.answers, precision)
+        content, quantisation = _in_precision(traced, calibration, student, precision)
     write_bytes(path, content)
     inputs = [
         {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": shape}
         for name, tensor, shape in zip(traced.names, map(plain, tensors), traced.shapes, strict=True)
     ]
-    notes: dict[str, Any] = {"opset": OPSET, "inputs": inputs, "output": student.answers, "quantisation": quantisation}
+    notes: dict[str, Any] = {"opset": _opset(student), "inputs": inputs, "output": student.answers}
+    notes["quantisation"] = quantisation
     notes["versions"] = versions_of("torch", "onnx", "onnxscript", "onnxruntime")
     if student.answers == "next_token" and student.tokenizer is not None:
         return Written(path, open_language_model, notes, write_tokens(student.tokenizer, path.parent))
@@ -65,22 +68,29 @@ def unsupported(student: Student, tensors: Tensors, precision: str) -> str | Non
     library("onnxruntime")
     try:
         _check_size(student)
-        return nothing_to_round(_trace(student, tensors).content, precision)
+        content = _trace(student, tensors).content
+        return None if student.rounding is not None else nothing_to_round(content, precision)
     except UsageError as error:
         return str(error)
 
 
 def _in_precision(
-    traced: Traced, calibration: Iterable[Tensors], answers: Answers, precision: str
+    traced: Traced, calibration: Iterable[Tensors], student: Student, precision: str
 ) -> tuple[bytes, dict[str, Any] | None]:
+    if student.rounding is not None:  # the graph holds the integers that were trained
+        return traced.content, {"method": "trained", **settings.describe(student.rounding)}
     if precision == "fp32":
         return traced.content, None
     if precision == "fp16":
         return halved(traced.content), None
     if precision == "int4":
-        return weights_alone(traced.content, list(calibration), answers, bits=4)
+        return weights_alone(traced.content, list(calibration), student.answers, bits=4)
     _, _, wanted = precision.partition("_")
-    return quantise(traced.content, traced.names, calibration, answers, wanted or None)
+    return quantise(traced.content, traced.names, calibration, student.answers, wanted or None)
+
+
+def _opset(student: Student) -> int:
+    return OPSET if student.rounding is None else INT4_OPSET
 
 
 def _check_size(student: Student) -> None:
@@ -125,7 +135,7 @@ def _trace(student: Student, tensors: Tensors) -> Traced:
 
 
 def _graph(student: Student, tensors: Tensors, names: Sequence[str]) -> tuple[Any, list[list[Any]]]:
-    net = student.copy().net
+    net = with_integers(student.copy().net)
     shipped = NextToken(net) if student.answers == "next_token" else Shipped(net, student.answers)
     shipped = shipped.float().eval()
     long = [tensor.dtype == torch.int64 and tensor.dim() == 2 and tensor.shape[1] > 1 for tensor in tensors]
@@ -141,7 +151,7 @@ def _graph(student: Student, tensors: Tensors, names: Sequence[str]) -> tuple[An
                 input_names=list(names),
                 output_names=[student.answers],
                 dynamic_shapes=(chosen,),
-                opset_version=OPSET,
+                opset_version=_opset(student),
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -151,7 +161,7 @@ def _graph(student: Student, tensors: Tensors, names: Sequence[str]) -> tuple[An
             continue
         assert program is not None
         shown = [[free.get(i, n) for i, n in enumerate(t.shape)] for t, free in zip(tensors, chosen, strict=True)]
-        return without_traces(program.model_proto), shown
+        return without_traces(pack_int4(program.model_proto)), shown
     raise UsageError(
         f"{_first_reason(problem)}. The network's forward must be one graph of tensors with a free batch dimension: no "
         "branching on values, and no batch size written as a number."
