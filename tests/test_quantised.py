@@ -138,7 +138,7 @@ def test_gradients_pass_the_rounding():
     torch.manual_seed(0)
     layer = layer_of(torch.randn(3, 5).tolist(), bias=[0.1, 0.2, 0.3])
     layer.rounded.scale.fill_(4 / 255)
-    x = torch.randn(7, 5).requires_grad_()
+    x = (torch.rand(7, 5) * 3 - 1.5).requires_grad_()
     with torch.no_grad():
         x[0, 0] = 9.0
     weight, bias = (t.detach().clone().requires_grad_() for t in layer.rounded(layer, x)[1:])
