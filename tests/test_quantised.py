@@ -328,8 +328,3 @@ def test_another_precision_is_refused(target, precision, reason, tmp_path):
     student = quantised(floating("mlp"), "int8", points())
     with pytest.raises(UsageError, match=reason):
         export(student, points(), tmp_path, target, precision, progress=False)
-
-
-def test_int4_is_trained_and_never_guessed(tmp_path):
-    with pytest.raises(UsageError, match="not trained in int4"):
-        export(floating("mlp"), points(), tmp_path, "onnx", "int4", progress=False)

@@ -161,7 +161,8 @@ def _graph(student: Student, tensors: Tensors, names: Sequence[str]) -> tuple[An
             continue
         assert program is not None
         shown = [[free.get(i, n) for i, n in enumerate(t.shape)] for t, free in zip(tensors, chosen, strict=True)]
-        return without_traces(pack_int4(program.model_proto)), shown
+        model = program.model_proto if student.rounding is None else pack_int4(program.model_proto)
+        return without_traces(model), shown
     raise UsageError(
         f"{_first_reason(problem)}. The network's forward must be one graph of tensors with a free batch dimension: no "
         "branching on values, and no batch size written as a number."
