@@ -11,7 +11,7 @@ import stillroom as sr
 from control_fakes import Cart, Controller, cart, pusher
 from stillroom import control
 from stillroom.control import Episodes, drive, joined, outcomes_of, read_episodes, rounds_of, write_episodes
-from stillroom.control.outcomes import RatioOfMeans, metrics_for, starts_table
+from stillroom.control.outcomes import RatioOfMeans, metrics_for, share_interval, starts_table
 from stillroom.errors import DataError, FolderError, MissingFileError, PairError, ShapeError, SignalError, UsageError
 
 
@@ -204,6 +204,17 @@ def test_metrics_follow_from_what_the_task_says():
     assert names == ["success", "episode_steps", "error_teacher_states", "error_own_states", "error_ratio"]
     names = [m.name for m in metrics_for((cart(succeeded=None),))]
     assert names[:3] == ["mean_return", "worst_return", "return_disturbed"]
+
+
+def test_an_interval_of_shares_by_hand():
+    """Wilson: 50 of 50 is no less than 50 / (50 + 1.96^2); 5 of 10 is symmetric around a half."""
+    sure = share_interval(50, 50)
+    assert (sure.value, sure.high) == (1.0, 1.0)
+    assert sure.low == pytest.approx(50 / (50 + 1.959964**2))
+    half = share_interval(5, 10)
+    assert half.low == pytest.approx(0.2366, abs=1e-4)
+    assert half.low + half.high == pytest.approx(1)
+    assert share_interval(0, 20).low == 0
 
 
 def test_the_ratio_is_of_means():

@@ -125,7 +125,7 @@ def evaluate(
         asked = ask_all(rows, teacher, examples, chosen, batch_size, progress)
         cells = {name: _cells(name, seeds, teacher, chosen, asked, replicates, seed) for name, seeds in rows.items()}
         for name, seeds in rows.items() if costs else ():
-            cells[name].update(_costs(seeds[0], examples, seed))
+            cells[name].update(costs_of(seeds[0], examples, seed))
         disagreements = where_they_differ(rows, teacher, examples, asked, tokenizer)
         generations = side_by_side(rows, examples, tokenizer) if costs and tokenizer is not None else []
     compared = [headline, *(m for m in chosen if m.name == "kl" and isinstance(examples, Packed) and m != headline)]
@@ -270,7 +270,8 @@ def _cells(
     return cells
 
 
-def _costs(model: Model, examples: Examples, seed: int) -> dict[str, Cell]:
+def costs_of(model: Model, examples: Examples, seed: int = 0) -> dict[str, Cell]:
+    """Parameters, bytes, FLOPs and latency of a model, measured on a few of the examples."""
     found: dict[str, Any] = {"parameters": measures.parameter_count(model), "bytes": measures.weight_bytes(model)}
     if isinstance(examples, Packed):
         found |= language_costs(model, examples, seed)

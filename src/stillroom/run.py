@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from stillroom import provenance
+from stillroom import provenance, settings
 from stillroom.checking import Check, Estimate, estimate, featured, preflight
 from stillroom.data.table import Table
 from stillroom.evaluation import Report, evaluate
@@ -301,7 +301,8 @@ def open_run(
     if ready.threads is not None:
         torch.set_num_threads(ready.threads)
     place = Path(folder) if folder is not None else Path("runs") / ready.name
-    run = Run(ready, place, base, progress, claim)
+    kind = Run if ready.data.driving is None else settings.resolve("stillroom.run_driving:DrivenRun")
+    run = kind(ready, place, base, progress, claim)
     if claim:
         _ = run.sources  # a file that is not there must not cost the folder
         keep_recipe(ready, place)

@@ -6,8 +6,10 @@ Yu et al. 2019, Meta-World; the v3 tasks of the package metaworld. A start is th
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Mapping
+from ctypes.util import find_library
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -27,6 +29,10 @@ STATE = 39  # this frame [18], the last [18], the goal [3]
 
 
 def _library() -> Any:
+    """The package; before MuJoCo is first imported, it is told how to draw without a screen, if this machine can."""
+    if "MUJOCO_GL" not in os.environ and not os.environ.get("DISPLAY"):
+        known = {"egl": "EGL", "osmesa": "OSMesa"}
+        os.environ["MUJOCO_GL"] = next((way for way, library in known.items() if find_library(library)), "disabled")
     try:
         import metaworld
     except ImportError as error:
@@ -64,8 +70,8 @@ class Arm:
         return self.inner.step(action)
 
     def render(self) -> np.ndarray:
-        """[H, W, 3] uint8."""
-        return self.inner.render()
+        """[280, 400, 3] uint8."""
+        return self.inner.render()[110:390, 40:440]  # the arm and its table, of 480 x 480
 
     def close(self) -> None:
         self.inner.close()
@@ -76,9 +82,10 @@ class ArmOf:
     """Makes the arm of a task."""
 
     name: str
+    pictures: bool = False
 
     def __call__(self) -> Arm:
-        return Arm(self.name)
+        return Arm(self.name, self.pictures)
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,9 @@ def sawyer(
             frames=frames,
             succeeded=succeeded,
             disturbance=disturbance,
+            pictured=ArmOf(name, pictures=True),
+            licence="MIT",
+            source=f"PyPI metaworld {metadata.version('metaworld')}",
         )
         for number, name in enumerate(names)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from stillroom.control.driving import drive
 from stillroom.control.episodes import Episodes
 from stillroom.control.task import Task
 from stillroom.data.table import Table
+from stillroom.measures.bootstrap import Interval
 from stillroom.measures.sums import RatioOfSums
 from stillroom.types import Batch, Metric, Model, Signal
 
@@ -22,6 +24,7 @@ COLUMNS = (
     "success", "return", "steps", "own_error", "own_count", "teacher_error", "teacher_count",
     "success_disturbed", "return_disturbed",
 )  # fmt: skip
+SURE = 1.959964  # standard deviations of 95 %
 DISTURBED = 1  # the seed of the disturbance: the same noise for every policy
 
 
@@ -34,6 +37,10 @@ class Outcomes:
 
     def __call__(self, batch: Batch) -> Signal:
         return Signal(values=torch.tensor([self.rows[name] for name in batch.ids], dtype=torch.float64))
+
+    def share(self, column: str) -> Interval:
+        """The mean of a column of 0 and 1 over all starts, with its interval."""
+        return share_interval(self.mean(column) * len(self.rows), len(self.rows))
 
     def mean(self, column: str, task: str | None = None) -> float:
         """The mean of a column over all starts, or over one task's."""
@@ -162,6 +169,14 @@ def error_own_states(student: Signal, teacher: Signal, batch: Batch) -> Tensor:
 def error_ratio(student: Signal, teacher: Signal, batch: Batch) -> Tensor:
     """Error on its own states over error on the teacher's: how far it has left what it knows (1: not at all)."""
     return torch.cat([_pair(student, "own_error", "own_count"), _pair(student, "teacher_error", "teacher_count")], -1)
+
+
+def share_interval(done: float, starts: int) -> Interval:
+    """A share of successes and its 95 % interval by Wilson 1927: a bootstrap would be sure of 0 and of 1."""
+    share, squared = done / starts, SURE**2
+    middle = (share + squared / (2 * starts)) / (1 + squared / starts)
+    reach = SURE * math.sqrt(share * (1 - share) / starts + squared / (4 * starts**2)) / (1 + squared / starts)
+    return Interval(share, max(0.0, middle - reach), min(1.0, middle + reach))
 
 
 def least(statistics: Tensor) -> float:

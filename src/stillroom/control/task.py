@@ -40,6 +40,9 @@ class Task:
     succeeded: Callable[[Mapping[str, Any]], bool] | None = None
     ends_at_success: bool = True
     disturbance: float = 0.0  # action noise it is tested under: standard deviation, as a share of half the range
+    pictured: Callable[[], Any] | None = None  # makes one that can ``render()`` [H, W, 3] uint8 without a screen
+    licence: str = "unknown"  # of what the environment shows
+    source: str = "unknown"
 
     def __post_init__(self) -> None:
         if len(self.low) != len(self.high) or not self.low:

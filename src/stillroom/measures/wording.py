@@ -31,6 +31,15 @@ TITLES = {
     "rmse": "RMS error",
     "largest_error": "largest error",
     "teacher_distance": "distance to teacher",
+    "success": "success",
+    "success_disturbed": "success, disturbed",
+    "mean_return": "return",
+    "worst_return": "worst return",
+    "return_disturbed": "return, disturbed",
+    "error_ratio": "error ratio",
+    "error_own_states": "error, own states",
+    "error_teacher_states": "error, teacher’s states",
+    "episode_steps": "steps",
     "parameters": "parameters",
     "bytes": "size",
     "memory": "memory at work",
@@ -241,6 +250,8 @@ def _at_what_cost(rows: Rows) -> str:
 def helped(comparisons: Any) -> str:
     """One sentence: whether the student is better than the same student trained alone; of a text, also how faithful."""
     pairs = [c for c in comparisons if c["better"] == "student" and c["worse"] == "alone"]
+    if not pairs and (cloned := [c for c in comparisons if c["worse"] == "cloning"]):
+        return f"Against the same student cloned with as many answers: {compared(cloned[0])}."
     if not pairs:
         return "Whether the teacher helped is not known: there is no row 'alone'."
     against, said = pairs[0], verdict(pairs[0])

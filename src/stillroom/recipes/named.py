@@ -32,7 +32,9 @@ TEACHERS = {
     "endpoint": "stillroom.teachers.endpoint:endpoint",
     "run": "stillroom.students.teaching:from_run",
     "published": "stillroom.teachers.published:published",
+    "sawyer_experts": "stillroom.control.metaworld:experts",
 }
+TASKS = {"sawyer": "stillroom.control.metaworld:sawyer"}
 STUDENTS = {
     "mlp": "stillroom.students.architectures:mlp",
     "small_cnn": "stillroom.students.architectures:small_cnn",
@@ -124,6 +126,7 @@ def resolved(recipe: Recipe, folder: Path) -> Recipe:
         "adapter": ADAPTERS,
         "views": VIEWS,
     }
+    table |= {"task": TASKS}
     table |= {"train": DATA, "validation": DATA, "test": DATA, "source": DATA, "keep": KEEPS, "objective": OBJECTIVES}
 
     def from_here(name: str) -> str:

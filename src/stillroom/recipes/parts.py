@@ -24,6 +24,7 @@ from stillroom.recipes.named import (
     LANGUAGE_STUDENTS,
     OBJECTIVES,
     STUDENTS,
+    TASKS,
     TEACHERS,
     VIEWS,
     call,
@@ -34,7 +35,9 @@ from stillroom.recipes.recipe import Recipe, Use
 from stillroom.teachers import ensemble
 
 # What the run itself gives to functions that have a parameter of that name.
-NAMES = "examples folder workspace classes outputs vocabulary teacher teacher_net tokenizer seed name progress"
+NAMES = (
+    "examples tasks folder workspace classes inputs outputs vocabulary teacher teacher_net tokenizer seed name progress"
+)
 OFFERED: dict[str, Any] = dict.fromkeys(NAMES.split())
 
 
@@ -49,6 +52,7 @@ def look_up(recipe: Recipe, folder: Path) -> None:
     named: list[tuple[Use | None, dict[str, str], str]] = [
         *((use, DATA, "data") for use in (recipe.data.train, recipe.data.validation, recipe.data.test)),
         (recipe.data.source, DATA, "data"),
+        (recipe.data.driving and recipe.data.driving.task, TASKS, "task"),
         *((use, TEACHERS, "teacher") for use in _members(recipe.teacher)),
         (recipe.baseline, BASELINES, "baseline"),
         (recipe.student.adapter, ADAPTERS, "adapter"),

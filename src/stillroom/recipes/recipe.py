@@ -4,30 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stillroom.recipes.declared import Terms
+from stillroom.recipes.uses import Driving, Strict, Use, driven
 
 # What is kept of token distributions (decision 0010): draws teach best for their bytes, entries serve every objective.
 DRAWS = {"use": "sampled", "n": 50, "bits": 0}
 ENTRIES = {"use": "likely", "least": 0.0004, "bits": 7}
-
-
-class Strict(BaseModel):
-    """Unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Use(BaseModel):
-    """A function or class by name, and its arguments beside it: {use: NAME, argument: value, ...}."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    use: str = Field(description="a built-in name, 'module:name', or 'my_file.py:name' (looked up beside the recipe)")
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 class StudentUse(Use):
@@ -54,12 +38,13 @@ class Split(Strict):
 
 
 class Data(Strict):
-    """Either train and test, or one source and a split."""
+    """Either train and test, or one source and a split, or the driving of a control task."""
 
     train: Use | None = None
     test: Use | None = None
     validation: Use | None = Field(None, description="rows that choices are made on, beside train and test")
     source: Use | None = None
+    driving: Driving | None = Field(None, description="a control task: the data are what is met while driving")
     split: Split | None = None
     labels: Labels | None = Field(None, description="a label budget; default: all labels stay")
     views: Use | None = Field(None, description="a seeded augmentation")
@@ -69,8 +54,9 @@ class Data(Strict):
 
     @model_validator(mode="after")
     def _one_way(self) -> Data:
-        if (self.source is None) == (self.train is None or self.test is None):
-            raise ValueError("give either 'train' and 'test', or 'source' (with 'split')")
+        given = (self.source, self.train and self.test, self.driving)
+        if sum(way is not None for way in given) != 1:
+            raise ValueError("give either 'train' and 'test', or 'source' (with 'split'), or 'driving'")
         return self
 
 
@@ -146,9 +132,9 @@ class Recipe(Strict):
     alone: Alone | None = Field(default_factory=Alone)
     baseline: Use | None = None
     fit: dict[str, Any] = Field(default_factory=dict, description="the fields of stillroom.Plan")
-    trackers: list[str] = []
+    trackers: list[str] = Field(default=[])
     evaluate: Evaluate = Evaluate()
-    export: list[Export] = []
+    export: list[Export] = Field(default=[])
     terms: Terms = Terms()
     threads: int | None = Field(None, gt=0, description="torch threads; default: torch's own choice")
 
@@ -156,6 +142,7 @@ class Recipe(Strict):
     @classmethod
     def _keep_tokens(cls, content: Any) -> Any:
         """Texts have a default of their own: the whole vocabulary at every position would fill a disk."""
+        content = driven(content)
         if not isinstance(content, dict) or content.get("tokens") is None:
             return content
         record = content.get("record")

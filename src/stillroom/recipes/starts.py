@@ -22,12 +22,16 @@ from stillroom.types import Examples, Signal, identity_of
 ROWS = 8  # rows answered together while a choice is made
 
 
-def network_start(recipe: Recipe, seed: int, train: Any, base: Path) -> Student:
-    """A network from its factory under a seed; the adapter is fitted on the training inputs, labels unseen."""
+def network_start(recipe: Recipe, seed: int, train: Any, base: Path, **known: int) -> Student:
+    """A network from its factory under a seed; the adapter is fitted on the training inputs, labels unseen.
+
+    ``known``: sizes that follow from the data (``inputs``, ``outputs``), for a factory that has such parameters.
+    """
     use = recipe.student
     adapter = call(use.adapter or Use(use="columns"), ADAPTERS, base, "adapter", {"examples": train})
     make = function_of(use, STUDENTS, base, "student")
-    sizes = {"classes": len(train.classes), "outputs": len(train.classes)} if train.classes else {}
+    sizes = dict(known)
+    sizes |= {"classes": len(train.classes), "outputs": len(train.classes)} if train.classes else {}
     if hasattr(adapter, "size"):
         sizes["vocabulary"] = adapter.size
     return Student.make(

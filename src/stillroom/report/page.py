@@ -28,6 +28,7 @@ from stillroom.measures.wording import (
 )
 from stillroom.report import figures
 from stillroom.report.cascade import cascade_figure
+from stillroom.report.driving import driving_of
 from stillroom.report.lineage import gate_of, lineage_figure
 from stillroom.report.stages import Stages, read_stages
 
@@ -73,6 +74,7 @@ def content(stages: Stages) -> dict[str, Any]:
         "cascade": stages.cascade,
         "harness": _harness(stages.harness),
         "money": stages.money,
+        "driving": driving_of(stages),
         "provenance": _provenance(stages),
         "lineage": None if not stages.passport else lineage_figure(stages.passport, stages.parents),
         "gate": None if not stages.passport else gate_of(stages.passport),

@@ -30,6 +30,7 @@ class Stages:
     harness: Mapping[str, Any] | None
     cascade: Mapping[str, Any] | None
     money: Mapping[str, Any] | None
+    driving: Mapping[str, Any] | None
     curves: tuple[Curve, ...]
     exports: tuple[Mapping[str, Any], ...]
     recording: Mapping[str, Any] | None
@@ -48,6 +49,7 @@ def read_stages(folder: Path) -> Stages:
         harness=_optional(folder / "report" / "harness.json"),
         cascade=_optional(folder / "report" / "cascade.json"),
         money=_optional(folder / "report" / "money.json"),
+        driving=_optional(folder / "report" / "driving.json"),
         curves=tuple(_curves(folder)),
         exports=tuple(read_json(path) for path in sorted(folder.glob("exports/*/verify.json"))),
         recording=_optional(folder / "recording" / "manifest.json"),
