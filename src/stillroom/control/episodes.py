@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class Episodes:
         """Values [N, ...] cut into one array for each episode."""
         return np.split(values, np.cumsum(self.lengths)[:-1])
 
-    def table(self, name: str = "driving", labelled: bool = False, **known: str) -> Table:
+    def table(self, name: str = "driving", labelled: bool = False, **known: Any) -> Table:
         """The N states as examples: columns ``x`` (the student's), ``state`` (the teacher's) and ``task``.
 
         ``labelled``: the teacher's answers as labels, for a test set. ``known``: licence, source.
@@ -120,5 +121,5 @@ def read_episodes(path: Path) -> Episodes:
         raise
     except Exception as error:  # safetensors raises its own for a cut file
         raise FolderError(f"{path} cannot be read ({error}). Delete it, and drive again.") from None
-    told = {name: tuple(values) for name, values in about.items()}
+    told: dict[str, Any] = {name: tuple(values) for name, values in about.items()}
     return Episodes(answers=arrays.pop("answers", None), **arrays, **told)

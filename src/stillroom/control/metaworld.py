@@ -56,7 +56,7 @@ class Arm:
         _library()
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE  # pyright: ignore[reportMissingImports]
 
-        kind = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{name}-goal-observable"]
+        kind: Any = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{name}-goal-observable"]
         self.inner = kind(seed=0, render_mode="rgb_array" if pictures else None)
         self.inner._freeze_rand_vec = False  # else every start of a seed is one and the same
         self.inner.seeded_rand_vec = True

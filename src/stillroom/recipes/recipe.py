@@ -70,7 +70,7 @@ class Record(Strict):
     )
     views: int | None = Field(default=None, ge=1, description="recorded views of each example; needs data.views")
     batch_size: int = Field(default=64, gt=0)
-    engine: Literal["local", "ray"] = Field("local", description="ray: spread over the workers of a Ray cluster")
+    engine: Literal["local", "ray"] = Field(default="local", description="ray: over the workers of a Ray cluster")
 
 
 class ChatUse(Strict):

@@ -61,10 +61,11 @@ class _Writer:
 
     def __init__(self, there: Any, threads: int, places: Sequence[str]):
         import ray
+        from ray import cloudpickle
 
         sys.path += [place for place in places if place not in sys.path]  # the user's own modules
         torch.set_num_threads(threads)  # another number of threads adds in another order
-        self.work: Work = ray.cloudpickle.loads(ray.get(there))
+        self.work: Work = cloudpickle.loads(ray.get(there))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         number = int(row["number"])

@@ -85,7 +85,8 @@ def _chosen(run: Run, student: Any, risk: float, delta: float, against: Against 
     if against == "labels" and not labelled:
         raise DataError("not every held-out row has a label: choose --against teacher.")
     kept = choose_threshold(one.confidence, one.wrong(against), risk, delta)
-    points = [_point(two, threshold, against) for threshold in sorted({*GRID, *([kept.threshold] if kept else [])})]
+    thresholds: set[float] = {*GRID, *((kept.threshold,) if kept else ())}
+    points = [_point(two, threshold, against) for threshold in sorted(thresholds)]
     return {
         "against": against,
         "teacher": identity_of(run.teacher).name,
