@@ -36,7 +36,9 @@ EACH = [
     ("huggingface", "fp32"),
     ("huggingface", "bf16"),
     ("gguf", "f32"),
+    ("gguf", "f16"),
     ("gguf", "q8_0"),
+    ("gguf", "q4_0"),
     ("onnx", "fp32"),
     pytest.param("onnx", "int8", marks=pytest.mark.slow),
 ]

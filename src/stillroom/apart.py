@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +30,7 @@ from stillroom.progress import bar, console
 PLACE = "STILLROOM_APART"  # the environment variable that says where environments are kept
 READY = "ready.json"
 SHOWN = 6  # last lines of what failed
+TORCH = ("torch", "torchgen", "functorch", "nvidia", "triton")  # the folders that torch is made of, where they are
 
 
 def environments() -> Path:
@@ -56,24 +58,29 @@ def pinned(requirements: Path) -> tuple[str, ...]:
     return found
 
 
-def folder_of(requirements: Path) -> Path:
+def folder_of(requirements: Path, *, lend_torch: bool = False) -> Path:
     """Where the environment with these pins is, or will be: other pins, or another Python, have another folder."""
-    content = "\n".join((sys.version, *sorted(pinned(requirements))))
+    lent = (f"lent torch {metadata.version('torch')}",) if lend_torch else ()
+    content = "\n".join((sys.version, *lent, *sorted(pinned(requirements))))
     return environments() / f"{requirements.stem}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
-def python_apart(requirements: Path, *, progress: bool = True) -> Path:
+def python_apart(requirements: Path, *, lend_torch: bool = False, progress: bool = True) -> Path:
     """The Python of an environment with exactly these pins; made (minutes) where it is not there yet.
 
     Two processes that ask together make it once. One that was interrupted is made again. It is kept, and used by every
     run that names the same pins; delete the folder to be rid of it.
+    ``lend_torch``: our own torch is linked into it: one version on both sides, and hundreds of MB less.
     Raises UsageError with pip's last words when it cannot be made.
     """
-    folder, pins = folder_of(requirements), pinned(requirements)
+    folder, pins = folder_of(requirements, lend_torch=lend_torch), pinned(requirements)
     with _alone(folder):
-        if not _is_ready(folder, pins):
+        # a lent torch that has moved since leaves a link to nothing
+        if not _is_ready(folder, pins) or (lend_torch and not _torch_of(folder).exists()):
             shutil.rmtree(folder, ignore_errors=True)
             _make(folder, requirements, pins, progress)
+            if lend_torch:
+                _lend(folder)
             write_json(folder / READY, {"pins": sorted(pins), "python": sys.version.split()[0]})
     return _python(folder)
 
@@ -174,7 +181,9 @@ def _clean() -> dict[str, str]:
 
 def _make(folder: Path, requirements: Path, pins: Sequence[str], progress: bool) -> None:
     if progress:
-        console.print(f"{requirements.name}: an environment of its own is made once, for {len(pins)} packages.")
+        first = requirements.read_text(encoding="utf-8").partition("\n")[0]
+        about = f" ({first.removeprefix('#').strip()})" if first.startswith("#") else ""
+        console.print(f"{requirements.name}: an environment of its own is made once, for {len(pins)} packages{about}.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with bar(f"environment of {requirements.stem}", len(pins), shown=progress) as step:
         _succeed([sys.executable, "-m", "venv", "--without-pip", str(folder)], requirements)
@@ -185,7 +194,8 @@ def _make(folder: Path, requirements: Path, pins: Sequence[str], progress: bool)
 
         # no dependencies: the file names every package, so no other version of anything can come along
         pip = [sys.executable, "-m", "pip", "--python", str(folder), "--disable-pip-version-check"]
-        install = ["install", "--progress-bar", "off", "--no-deps", "-r", str(requirements)]
+        # not compiled: much of what is large is never imported
+        install = ["install", "--progress-bar", "off", "--no-compile", "--no-deps", "-r", str(requirements)]
         _succeed([*pip, *install], requirements, fetched)
 
 
@@ -234,6 +244,22 @@ def _is_ready(folder: Path, pins: Sequence[str]) -> bool:
 
 def _python(folder: Path) -> Path:
     return folder / "bin" / "python"
+
+
+def _torch_of(folder: Path) -> Path:
+    return _packages(folder) / "torch" / "__init__.py"
+
+
+def _packages(folder: Path) -> Path:
+    return folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+
+
+def _lend(folder: Path) -> None:
+    """Link our torch into it. Whoever removes the folder removes the links, not what they lead to."""
+    found = metadata.distribution("torch")
+    home = Path(str(found.locate_file("")))
+    for lent in [*(home / name for name in TORCH if (home / name).is_dir()), *home.glob("torch-*.dist-info")]:
+        (_packages(folder) / lent.name).symlink_to(lent.resolve(), target_is_directory=True)
 
 
 @contextmanager

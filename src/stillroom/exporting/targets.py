@@ -8,8 +8,10 @@ from stillroom import settings
 from stillroom.errors import UsageError, nearest
 from stillroom.exporting.artifact import Exporter, Target
 from stillroom.exporting.c import source as c
+from stillroom.exporting.executorch import writing as executorch
 from stillroom.exporting.gguf import writing as gguf
 from stillroom.exporting.language import huggingface
+from stillroom.exporting.litert import writing as litert
 from stillroom.exporting.onnx import graph as onnx
 
 # An exporter is one function; a user's own is named 'my_file.py:my_exporter' or put in here.
@@ -18,6 +20,9 @@ TARGETS: dict[str, Target] = {
     "c": Target(c.write, c.PRECISIONS, c.unsupported, keeps_rounding=True),
     "gguf": Target(gguf.write, gguf.PRECISIONS, modules=("xllamacpp",)),
     "huggingface": Target(huggingface.write, huggingface.PRECISIONS, huggingface.unsupported, ("transformers",)),
+    "litert": Target(litert.write, litert.PRECISIONS, litert.unsupported),
+    "tflm": Target(litert.write_micro, litert.PRECISIONS, litert.unsupported_micro),
+    "executorch": Target(executorch.write, executorch.PRECISIONS, executorch.unsupported),
 }
 
 

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import ParityError
+from stillroom.exporting.apart import Runtime
 from stillroom.exporting.artifact import Artifact, Tensors, output_of
 from stillroom.exporting.dimensions import Dimensions, by_dimension
 from stillroom.measures import METRICS, bootstrap, latency, paired_bootstrap
+from stillroom.measures.bootstrap import median_interval
 from stillroom.progress import Step
 from stillroom.students.networks import Student
 from stillroom.types import Batch, Examples, Metric, Signal, positions
@@ -233,7 +235,11 @@ def _beyond(found: _Found, said: Mapping[str, Any], tolerance: Tolerance, disagr
 def times(artifact: Artifact, adapter: Callable[..., Tensors], singles: Sequence[Batch]) -> dict[str, Any]:
     """Seconds of one answer at batch 1: from prepared tensors (the runtime alone), and from raw columns end to end."""
     prepared = {batch.ids[0]: adapter(batch.inputs) for batch in singles}
-    alone = latency(lambda batch: Signal(values=artifact.run(prepared[batch.ids[0]])), singles, runs=RUNS)
+    if isinstance(artifact.run, Runtime):  # in another process, and the way there is no part of the runtime
+        together = tuple(torch.cat(parts) for parts in zip(*prepared.values(), strict=True))
+        alone = median_interval(artifact.run.seconds(together, RUNS), seed=0)
+    else:
+        alone = latency(lambda batch: Signal(values=artifact.run(prepared[batch.ids[0]])), singles, runs=RUNS)
     whole = latency(artifact, singles, runs=RUNS)
     assert alone is not None
     assert whole is not None

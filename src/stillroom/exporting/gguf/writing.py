@@ -1,4 +1,4 @@
-"""GGUF, the file that llama.cpp runs: float32, or q8_0 (blocks of 32 numbers of 8 bits and one scale).
+"""GGUF, the file that llama.cpp runs: f32, f16, or blocks of 32 numbers with one scale, of 8 bits (q8_0) or 4 (q4_0).
 
 The writing of the container and the rounding are the ``gguf`` package's; here is what a family of networks is called
 there. The only file, with ``tokens``, that imports gguf.
@@ -21,12 +21,13 @@ from stillroom.exporting.gguf.tokens import add_tokenizer
 from stillroom.language import is_causal
 from stillroom.students.networks import Student
 
-PRECISIONS = ("f32", "q8_0")
+PRECISIONS = ("f32", "f16", "q8_0", "q4_0")
 # model_type of transformers -> llama.cpp's architecture. Those of the second line turn pairs of neighbours in RoPE, so
 # the rows of q and k are put in that order; the others turn halves, as transformers does.
 FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 NEIGHBOURS = ("llama",)
-BLOCK = 32  # q8_0 rounds so many numbers of a row together
+BLOCK = 32  # q8_0 and q4_0 round so many numbers of a row together
+ENDS = ("token_embd.weight", "output.weight")  # of q4_0 in 8 bits, as llama.cpp keeps them wider too
 
 
 def write(
@@ -35,8 +36,11 @@ def write(
     """Write path.gguf: the network, its tokenizer and its chat template in one file.
 
     Matrices become ``precision``; norms and biases, and matrices whose rows are no multiple of 32 numbers, stay
-    float32. Raises UsageError for an unknown precision, a student that is no language model, a family, RoPE or
-    tokenizer that is not known here; MissingExtraError before anything is written.
+    float32; of q4_0 the embedding and the head are q8_0. There is no imatrix: the ``gguf`` package has no rounding
+    that weighs numbers by importance, and llama.cpp's tool that makes one is not in it or in xllamacpp.
+
+    Raises UsageError for an unknown precision, a student that is no language model, a family, RoPE or tokenizer that
+    is not known here; MissingExtraError before anything is written.
     """
     net: Any = student.net
     if not is_causal(net) or student.tokenizer is None:
@@ -85,8 +89,7 @@ def _add_settings(writer: Any, net: Any, name: str, precision: str) -> None:
     writer.add_rope_dimension_count(size)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(net.get_input_embeddings().weight.shape[0])
-    types = {"f32": gguf.LlamaFileType.ALL_F32, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
-    writer.add_file_type(types[precision])
+    writer.add_file_type(gguf.LlamaFileType[("ALL_" if precision == "f32" else "MOSTLY_") + precision.upper()])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
@@ -94,20 +97,35 @@ def _add_tensors(writer: Any, gguf: Any, net: Any, precision: str) -> list[str]:
     """Every weight under llama.cpp's name. Returns the matrices that could not be rounded."""
     architecture = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[FAMILIES[net.config.model_type]]
     names = gguf.get_tensor_name_map(architecture, net.config.num_hidden_layers)
-    rounded = gguf.GGMLQuantizationType.Q8_0
     whole: list[str] = []
     for name, tensor in _weights(net):
         known = "rope_freqs.weight" if name == "rope_freqs" else names.get_name(name, try_suffixes=(".weight", ".bias"))
         if known is None:
             raise UsageError(f"gguf has no place for the weight {name!r} of {type(net).__name__}. Use onnx.")
         data = np.ascontiguousarray(tensor.numpy())
-        if precision == "q8_0" and data.ndim == 2 and data.shape[1] % BLOCK == 0:
-            writer.add_tensor(known, gguf.quants.quantize(data, rounded), raw_dtype=rounded)
-            continue
-        if precision == "q8_0" and data.ndim == 2:
-            whole.append(known)
-        writer.add_tensor(known, data)
+        kind = _kind(gguf, known, data, precision)
+        if kind == gguf.GGMLQuantizationType.F32:
+            if data.ndim == 2 and precision != "f32":
+                whole.append(known)
+            writer.add_tensor(known, data)
+        elif kind == gguf.GGMLQuantizationType.F16:
+            writer.add_tensor(known, data.astype(np.float16))
+        else:
+            writer.add_tensor(known, gguf.quants.quantize(data, kind), raw_dtype=kind)
     return whole
+
+
+def _kind(gguf: Any, name: str, data: np.ndarray, precision: str) -> Any:
+    """How a weight is kept: matrices in ``precision`` where they can be, all else in float32."""
+    kinds = gguf.GGMLQuantizationType
+    largest = np.finfo(np.float16).max  # f16, and the scale of a block
+    if data.ndim != 2 or precision == "f32" or np.abs(data).max() > largest:
+        return kinds.F32
+    if precision == "f16":
+        return kinds.F16
+    if data.shape[1] % BLOCK:
+        return kinds.F32
+    return kinds.Q8_0 if precision == "q8_0" or name in ENDS else kinds.Q4_0
 
 
 def _weights(net: Any) -> Iterator[tuple[str, Tensor]]:

@@ -36,6 +36,8 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "fp32": Tolerance(difference=2e-3, agreement=1.0, error=1e-5, quality=None),
     "f32": Tolerance(difference=2e-3, agreement=1.0, error=1e-5, quality=None),
     "bf16": Tolerance(difference=None, agreement=0.9, error=0.02, quality=0.02),
+    "f16": Tolerance(difference=None, agreement=0.99, error=1e-4, quality=0.001),
+    "q4_0": Tolerance(difference=None, agreement=0.75, error=0.1, quality=0.05),
     "q8_0": Tolerance(difference=None, agreement=0.9, error=0.02, quality=0.02),
     "fp16": Tolerance(difference=None, agreement=0.9, error=0.02, quality=0.02),
     "int4": Tolerance(difference=None, agreement=0.75, error=0.1, quality=0.05),
