@@ -9,7 +9,7 @@ import yaml
 
 from stillroom.errors import SignalError, UsageError
 from stillroom.provenance import verify
-from stillroom.recipes.recipe import check_recipe
+from stillroom.recipes.yaml_file import check_recipe
 from stillroom.run import open_run
 
 HERE = Path(__file__).parent
