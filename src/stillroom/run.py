@@ -19,13 +19,13 @@ from stillroom.checking import Check, Estimate, estimate, featured, preflight
 from stillroom.data.table import Table
 from stillroom.evaluation import Report, evaluate
 from stillroom.exporting import Exports, export_several
-from stillroom.fitting import fit
 from stillroom.provenance.terms.gate import Decision
 from stillroom.recipes.asked import asked_rows, bill, has_endpoint, sampled
 from stillroom.recipes.corpus import Corpus, corpus_of
 from stillroom.recipes.gating import Question, check_requests, pass_gate, question
 from stillroom.recipes.named import BASELINES, TEACHERS, call, resolved
 from stillroom.recipes.parts import headline_of, keep_of, look_up, metrics_of, objective_of, plan_of
+from stillroom.recipes.quantising import train
 from stillroom.recipes.recipe import Recipe, Use
 from stillroom.recipes.sources import by_role, divided, read_sources
 from stillroom.recipes.starts import best_of, language_start, network_start
@@ -208,8 +208,9 @@ class Run:
         for seed in self.recipe.seeds:
             start, plan = self.student(seed), plan_of(self.recipe, seed, len(pool))
             common: dict[str, Any] = {"plan": plan, "trackers": self.recipe.trackers, "progress": self.progress}
+            common |= {"quantise": self.recipe.student.quantise, "inputs": pool}
             folder = self.place("student", seed)
-            trained["student"].append(fit(start, recording, pool, self.objective, folder=folder, **common))
+            trained["student"].append(train(start, recording, pool, self.objective, folder=folder, **common))
             if self.recipe.alone is not None:
                 trained["alone"].append(self._control(start, seed, labelled, common))
         return trained
@@ -220,12 +221,12 @@ class Run:
         assert alone is not None
         objective, folder = objective_of(alone.objective, self.base), self.place("alone", seed)
         if alone.epochs is None:
-            return fit(start, None, labelled, objective, folder=folder, **common)
+            return train(start, None, labelled, objective, folder=folder, **common)
         tried = {}
         for epochs in alone.epochs:
             plan = dataclasses.replace(common["plan"], epochs=epochs, steps=None)
             place = folder.parent / f"controls-{folder.name}" / f"epochs-{epochs:g}"
-            tried[place] = fit(start, None, labelled, objective, folder=place, **{**common, "plan": plan})
+            tried[place] = train(start, None, labelled, objective, folder=place, **{**common, "plan": plan})
         return best_of(tried, self.data["validation"], objective, folder)
 
     def trained(self) -> dict[str, list[Student]]:

@@ -14,11 +14,26 @@ DRAWS = {"use": "sampled", "n": 50, "bits": 0}
 ENTRIES = {"use": "likely", "least": 0.0004, "bits": 7}
 
 
+class Quantise(Strict):
+    """The last part of the training is in the integers that ship."""
+
+    precision: Literal["int8", "int4"] = "int8"
+    share: float = Field(0.25, gt=0, lt=1, description="of the steps of fit")
+    learning_rate: float = Field(0.3, gt=0, description="of that part, times fit's own")
+    group: int = Field(32, ge=2, description="int4: weights of a linear layer that share a scale")
+
+
 class StudentUse(Use):
     """The student's network and how raw columns reach it."""
 
     adapter: Use | None = Field(None, description="from raw columns to the network's tensors; default: the columns")
     answers: Literal["logits", "values"] = "logits"
+    quantise: Quantise | None = Field(None, description="int8 or int4: train the last part of the steps rounded so")
+
+    @field_validator("quantise", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        return {"precision": given} if isinstance(given, str) else given
 
 
 class Labels(Strict):
@@ -164,6 +179,19 @@ class Recipe(Strict):
             raise ValueError("tokens: texts have no label budget and no views; leave data.labels and data.views out")
         if self.alone is not None and self.alone.epochs is not None and not self.has_validation:
             raise ValueError("alone.epochs: give data.validation (or a validation share of the split) to choose by")
+        return self
+
+    @model_validator(mode="after")
+    def _ships_what_it_trains(self) -> Recipe:
+        """An export that would be refused after hours is refused before."""
+        quantise = self.student.quantise
+        if quantise is None:
+            return self
+        if self.tokens is not None:
+            raise ValueError("student.quantise: is for networks; of a language model export int8 or q8_0")
+        for wanted in self.export:
+            if ":" not in wanted.target and wanted.precision != quantise.precision:
+                raise ValueError(f"export: the student is trained in {quantise.precision}, not {wanted.precision}")
         return self
 
     @property
