@@ -4,8 +4,8 @@
 
 Each student learns from one recording: three quarters of the steps in float, then either the last quarter in float and
 rounded afterwards (same layers, same calibration inputs, same scales by least squared error), or the last quarter
-rounded. Two networks: a small convolutional one on Fashion-MNIST (Debian's dataset-fashion-mnist; a wider network of its
-kind is the teacher), and a policy of 17 observations of unlike sizes and 6 actions (a random tanh network is the teacher).
+rounded. Two networks: a small convolutional one on Fashion-MNIST (Debian: dataset-fashion-mnist; a wider one of its
+kind is the teacher), and a policy of 17 observations of unlike sizes and 6 actions (a random tanh network teaches).
 Scored on rows that no student saw, paired over rows and seeds. Writes benchmarks/results/quantisation.json.
 """
 
