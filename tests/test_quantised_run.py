@@ -9,7 +9,7 @@ from stillroom.errors import UsageError
 from stillroom.plan import Plan
 from stillroom.recipes.quantising import in_two
 from stillroom.recipes.recipe import Quantise
-from stillroom.recipes.yaml_file import check_recipe, load_recipe
+from stillroom.recipes.yaml_file import check_recipe
 from stillroom.run import open_run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
