@@ -28,6 +28,7 @@ from stillroom.digests import key_hash
 from stillroom.environment import environment
 from stillroom.files import write_json
 from stillroom.measures.columns import by_column
+from stillroom.objectives import MatchColumns
 from stillroom.recording import open_recording
 from stillroom.students.rdkit import Fingerprints
 from stillroom.types import Batch, Signal
@@ -72,7 +73,7 @@ def learned(rows, answers: Tensor, settings: dict, seed: int, folder: Path):
     """A student of these answers, with the network, objective and steps of the recipe, for any number of rows."""
     network = {name: settings["student"][name] for name in ("inputs", "centres", "scales", "hidden", "dropout")}
     student = sr.Student.make(settings["student"]["use"], network, seed=seed, answers="values")
-    objective = sr.objectives.MatchColumns(settings["probabilities"], settings["student"]["scales"], settings["weight"])
+    objective = MatchColumns(settings["probabilities"], settings["student"]["scales"], settings["weight"])
     plan = sr.Plan(steps=settings["steps"], batch_size=64, learning_rate=2e-3, seed=seed)
     model = Answers(dict(zip(rows.ids, answers, strict=True)))
     return sr.fit(student, model, rows, objective, plan=plan, folder=folder, progress=False)
