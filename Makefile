@@ -18,6 +18,7 @@ EXTRAS := $(subst $(space),$(comma),$(strip \
   endpoint \
   keyring \
   onnx \
+  openvino \
   c \
   ray \
   magika \

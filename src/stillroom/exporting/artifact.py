@@ -34,6 +34,7 @@ class Written:
     # plain JSON; "versions", of the libraries that wrote it and run it, is demanded (``versions_of``)
     notes: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[Path, ...] = ()  # further files of the same folder that ``open`` reads (a tokenizer)
+    main: str = WEIGHTS  # of a folder: the file that is the model
 
 
 def versions_of(*packages: str) -> dict[str, str]:
@@ -159,7 +160,7 @@ def describe_files(written: Written, name: str) -> dict[str, Any]:
         main, found = f"{name}{path.suffix}", {f"{name}{path.suffix}": path}
     else:
         inside = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        main, found = f"{name}/{WEIGHTS}", {f"{name}/{file.relative_to(path).as_posix()}": file for file in inside}
+        main, found = f"{name}/{written.main}", {f"{name}/{file.relative_to(path).as_posix()}": file for file in inside}
     found |= {file.name: file for file in written.beside}
     digests = {key: file_digest(file) for key, file in found.items()}
     size = sum(file.stat().st_size for file in found.values())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stillroom import settings
 from stillroom.errors import UsageError, nearest
+from stillroom.exporting import openvino
 from stillroom.exporting.artifact import Exporter, Target
 from stillroom.exporting.c import source as c
 from stillroom.exporting.executorch import writing as executorch
@@ -13,11 +14,16 @@ from stillroom.exporting.gguf import writing as gguf
 from stillroom.exporting.language import huggingface
 from stillroom.exporting.litert import writing as litert
 from stillroom.exporting.onnx import graph as onnx
+from stillroom.exporting.web import writing as web
 
 # An exporter is one function; a user's own is named 'my_file.py:my_exporter' or put in here.
 TARGETS: dict[str, Target] = {
     "onnx": Target(onnx.write, onnx.PRECISIONS, onnx.unsupported, ("onnxruntime",), keeps_rounding=True),
     "c": Target(c.write, c.PRECISIONS, c.unsupported, keeps_rounding=True),
+    "openvino": Target(
+        openvino.write, openvino.PRECISIONS, openvino.unsupported, ("openvino", "onnxruntime"), keeps_rounding=True
+    ),
+    "web": Target(web.write, web.PRECISIONS, web.unsupported, keeps_rounding=True),
     "gguf": Target(gguf.write, gguf.PRECISIONS, modules=("xllamacpp",)),
     "huggingface": Target(huggingface.write, huggingface.PRECISIONS, huggingface.unsupported, ("transformers",)),
     "litert": Target(litert.write, litert.PRECISIONS, litert.unsupported),
