@@ -153,6 +153,30 @@ def export(
 
 
 @app.command()
+def replay(
+    folder: RunFolder,
+    count: Annotated[int, typer.Option("--count", "-n", help="observations asked of each artefact")] = 100_000,
+    period: Annotated[
+        float | None, typer.Option(help="seconds between two actions; marked in the figure; default: the task's")
+    ] = None,
+    files: Files = None,
+    quiet: Quiet = False,
+) -> None:
+    """Ask every artefact of a run about recorded observations, one at a time, and report how long each answer took.
+
+    The student in PyTorch and the teacher are asked too, a hundredth as often. Percentiles are printed; the histogram,
+    with the control period marked, is in report/report.html. Times are reported, never judged.
+
+    Example:  stillroom replay runs/ant --count 100000 --period 0.0165
+    """
+    from stillroom.narration import show_replay
+    from stillroom.replaying import replay_run
+
+    opened = _open(folder, None, None, quiet, files)
+    show_replay(replay_run(opened, count, period), folder)
+
+
+@app.command()
 def report(folder: RunFolder) -> None:
     """Write the passport, the model card, report.html and the manifest anew from a run's files.
 

@@ -29,6 +29,7 @@ from stillroom.measures.wording import (
 from stillroom.report import figures
 from stillroom.report.cascade import cascade_figure
 from stillroom.report.driving import driving_of
+from stillroom.report.latencies import shown
 from stillroom.report.lineage import gate_of, lineage_figure
 from stillroom.report.stages import Stages, read_stages
 
@@ -75,6 +76,7 @@ def content(stages: Stages) -> dict[str, Any]:
         "harness": _harness(stages.harness),
         "money": stages.money,
         "driving": driving_of(stages),
+        "replay": shown(stages.replay),
         "provenance": _provenance(stages),
         "lineage": None if not stages.passport else lineage_figure(stages.passport, stages.parents),
         "gate": None if not stages.passport else gate_of(stages.passport),

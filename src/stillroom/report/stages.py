@@ -31,6 +31,7 @@ class Stages:
     cascade: Mapping[str, Any] | None
     money: Mapping[str, Any] | None
     driving: Mapping[str, Any] | None
+    replay: Mapping[str, Any] | None
     curves: tuple[Curve, ...]
     exports: tuple[Mapping[str, Any], ...]
     recording: Mapping[str, Any] | None
@@ -50,6 +51,7 @@ def read_stages(folder: Path) -> Stages:
         cascade=_optional(folder / "report" / "cascade.json"),
         money=_optional(folder / "report" / "money.json"),
         driving=_optional(folder / "report" / "driving.json"),
+        replay=_optional(folder / "report" / "replay.json"),
         curves=tuple(_curves(folder)),
         exports=tuple(read_json(path) for path in sorted(folder.glob("exports/*/verify.json"))),
         recording=_optional(folder / "recording" / "manifest.json"),
