@@ -10,7 +10,7 @@ import stillroom as sr
 from control_fakes import Controller, cart, small_student
 from stillroom.control import drive
 from stillroom.errors import DataError, UsageError
-from stillroom.replaying import Replayed, _summary, artefacts, models, replay
+from stillroom.replaying import Replayed, _summary, artefacts, closed_loops, models, replay
 from stillroom.report.latencies import shown
 
 
@@ -35,6 +35,18 @@ def test_what_ships_drives_like_the_student(shipped, target):
     assert theirs.lengths == ours.lengths
     np.testing.assert_allclose(theirs.returns, ours.returns, rtol=1e-4)
     assert ours.success.any()
+
+
+def test_closed_loops_are_told_beside_the_student(shipped):
+    student, _, task, table, kinds = shipped
+    found = closed_loops({"c fp32": kinds["c"], "student": student}, [task], range(100, 104), progress=False)
+    assert found["c fp32"]["starts"] == 4
+    assert found["c fp32"]["success"] == found["student"]["success"] > 0
+    assert found["c fp32"]["mean_return"] == pytest.approx(found["student"]["mean_return"], rel=1e-4)
+    assert found["c fp32"]["worst_return"] <= found["c fp32"]["mean_return"]
+    said = replay(artefacts({"c fp32": kinds["c"]}), table, count=100, progress=False)
+    page = shown({**said, "closed_loop": found})
+    assert page["rows"][0]["loop"].endswith(f"success {found['student']['success']:.0%}")
 
 
 def test_every_one_is_asked_as_often_as_is_said(shipped, tmp_path):

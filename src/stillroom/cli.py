@@ -159,13 +159,15 @@ def replay(
     period: Annotated[
         float | None, typer.Option(help="seconds between two actions; marked in the figure; default: the task's")
     ] = None,
+    starts: Annotated[int, typer.Option(help="of a control task: unseen starts that each drives from; 0: none")] = 20,
     files: Files = None,
     quiet: Quiet = False,
 ) -> None:
     """Ask every artefact of a run about recorded observations, one at a time, and report how long each answer took.
 
     The student in PyTorch and the teacher are asked too, a hundredth as often. Percentiles are printed; the histogram,
-    with the control period marked, is in report/report.html. Times are reported, never judged.
+    with the control period marked, is in report/report.html. Times are reported, never judged. Of a control task, every
+    artefact also drives in closed loop, beside the student in PyTorch.
 
     Example:  stillroom replay runs/ant --count 100000 --period 0.0165
     """
@@ -173,7 +175,7 @@ def replay(
     from stillroom.replaying import replay_run
 
     opened = _open(folder, None, None, quiet, files)
-    show_replay(replay_run(opened, count, period), folder)
+    show_replay(replay_run(opened, count, period, starts), folder)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stillroom.control import Task, drive
 from stillroom.environment import environment
 from stillroom.errors import DataError, UsageError
 from stillroom.exporting import load_artifact
@@ -153,10 +154,27 @@ def models(given: Mapping[str, Any]) -> list[Replayed]:
     return [Replayed(name, lambda batch: batch, model, slow=True) for name, model in given.items()]
 
 
-def replay_run(run: Run, count: int = 100_000, period: float | None = None) -> dict[str, Any]:
+def closed_loops(policies: Mapping[str, Any], tasks: Sequence[Task], starts: Sequence[int], progress: bool) -> Any:
+    """Each policy drives from each of the starts: {name: {starts, mean_return, worst_return, success}}."""
+    found = {}
+    for name, policy in policies.items():
+        driven = drive(policy, tasks, starts, title=f"{name} drives", progress=progress)
+        known = all(task.succeeded is not None for task in tasks)
+        found[name] = {
+            "starts": len(driven),
+            "mean_return": float(driven.returns.mean()),
+            "worst_return": float(driven.returns.min()),
+            "success": float(driven.success.mean()) if known else None,
+        }
+    return found
+
+
+def replay_run(run: Run, count: int = 100_000, period: float | None = None, starts: int = 20) -> dict[str, Any]:
     """Replay the inputs that a run's student learned from: through each of its artefacts, the student and the teacher.
 
-    Writes report/replay.json, and the page and the manifest anew. Raises DataError for a run without artefacts.
+    Of a control task, every artefact and the student also drive from ``starts`` unseen starts (0: none), and the period
+    is the task's where none is given. Writes report/replay.json, and the page and the manifest anew.
+    Raises DataError for a run without artefacts.
     """
     folders = sorted(path.parent for path in run.folder.glob("exports/*/verify.json"))
     opened = {place.name.replace("-", " "): load_artifact(place, run.base) for place in folders}
@@ -165,7 +183,13 @@ def replay_run(run: Run, count: int = 100_000, period: float | None = None) -> d
     student = load_student(run.place("student", run.recipe.seeds[0]), run.base)
     student.net.eval()
     asked = [*artefacts(opened), *models({"student": student, "teacher": run.teacher})]
-    place = run.folder / "report"
-    said = replay(asked, run.data["pool"], place, count=count, period=period, progress=run.progress)
+    tasks = tuple(getattr(run, "tasks", ()))  # of a control task (run_driving)
+    period = tasks[0].period if tasks and period is None else period
+    pool = run.pool if tasks else run.data["pool"]  # type: ignore[attr-defined]
+    said = replay(asked, pool, count=count, period=period, progress=run.progress)
+    if tasks and starts:
+        unseen = list(run.unseen)[: starts * len(tasks)]  # type: ignore[attr-defined]
+        said["closed_loop"] = closed_loops({**opened, "student": student}, tasks, unseen, run.progress)
+    write_json(run.folder / "report" / FILE, said)
     seal(run.folder)
     return said

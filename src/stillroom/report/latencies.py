@@ -22,17 +22,27 @@ def shown(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
             "name": name,
             "calls": f"{row['calls']:,}",
             "seconds": [seconds(value) for value in row["seconds"].values()],
+            "loop": _loop(found.get("closed_loop", {}).get(name)),
             "longer": "–" if period is None else f"{row['longer_than_period']:,}",
         }
         for name, row in found["rows"].items()
     ]
     return {
         "figure": replay_figure(found["rows"], period),
+        "loops": "closed_loop" in found,
         "heads": ["half within", "90 % within", "99 % within", "99.9 % within", "longest"],
         "rows": rows,
         "period": None if period is None else seconds(period),
         "observations": f"{found['observations']:,}",
     }
+
+
+def _loop(found: Mapping[str, Any] | None) -> str:
+    """What an artefact did in its closed loop."""
+    if found is None:
+        return "–"
+    done = "" if found["success"] is None else f", success {found['success']:.0%}"
+    return f"{found['mean_return']:.4g} (worst {found['worst_return']:.4g}){done}"
 
 
 def replay_figure(rows: Mapping[str, Mapping[str, Any]], period: float | None) -> str:
