@@ -171,11 +171,13 @@ def replay(
 
     Example:  stillroom replay runs/ant --count 100000 --period 0.0165
     """
-    from stillroom.narration import show_replay
-    from stillroom.replaying import replay_run
+    from stillroom.narration import say
+    from stillroom.replaying import replay_run, told
 
     opened = _open(folder, None, None, quiet, files)
-    show_replay(replay_run(opened, count, period, starts), folder)
+    for part in told(replay_run(opened, count, period, starts)):
+        say(part)
+    say(f"The histogram is in {folder / 'report' / 'report.html'}")
 
 
 @app.command()

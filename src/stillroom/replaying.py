@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.table import Table
 
 from stillroom.control import Task, drive
 from stillroom.environment import environment
 from stillroom.errors import DataError, UsageError
 from stillroom.exporting import load_artifact
 from stillroom.files import write_json
+from stillroom.measures.wording import seconds
 from stillroom.progress import Step, bar
 from stillroom.run import Run, seal
 from stillroom.students.networks import load_student
@@ -122,22 +124,22 @@ def _taken(one: Replayed, batches: Sequence[Batch], count: int, step: Step) -> n
 
 def _summary(taken: np.ndarray, period: float | None) -> dict[str, Any]:
     """Percentiles in seconds, a histogram over logarithmic bins, and how many took longer than the period."""
-    seconds = np.maximum(taken, 1) / 1e9
-    first = np.floor(np.log10(seconds.min()) * PER_DECADE)
-    last = max(first, np.floor(np.log10(seconds.max()) * PER_DECADE)) + 1
+    spent = np.maximum(taken, 1) / 1e9
+    first = np.floor(np.log10(spent.min()) * PER_DECADE)
+    last = max(first, np.floor(np.log10(spent.max()) * PER_DECADE)) + 1
     edges = 10 ** (np.arange(first, last + 1) / PER_DECADE)
-    edges[-1] = max(edges[-1], seconds.max())
-    counts, _ = np.histogram(seconds, edges)
+    edges[-1] = max(edges[-1], spent.max())
+    counts, _ = np.histogram(spent, edges)
     said: dict[str, Any] = {
-        "calls": len(seconds),
+        "calls": len(spent),
         "seconds": {
-            **{f"p{percent:g}": float(np.percentile(seconds, percent)) for percent in PERCENTILES},
-            "largest": float(seconds.max()),
+            **{f"p{percent:g}": float(np.percentile(spent, percent)) for percent in PERCENTILES},
+            "largest": float(spent.max()),
         },
         "histogram": {"edges": [float(f"{edge:.6g}") for edge in edges], "counts": counts.tolist()},
     }
     if period is not None:
-        said["longer_than_period"] = int((seconds > period).sum())
+        said["longer_than_period"] = int((spent > period).sum())
     return said
 
 
@@ -193,3 +195,20 @@ def replay_run(run: Run, count: int = 100_000, period: float | None = None, star
     write_json(run.folder / "report" / FILE, said)
     seal(run.folder)
     return said
+
+
+def told(said: Mapping[str, Any]) -> list[Any]:
+    """The percentiles of every row as a table, and a line for each closed loop, to be printed."""
+    table = Table("answered by", "calls", "half within", "90 %", "99 %", "99.9 %", "longest", box=None)
+    period = said["period"]
+    if period is not None:
+        table.add_column(f"longer than {seconds(period)}")
+    for name, row in said["rows"].items():
+        longer = [] if period is None else [f"{row['longer_than_period']:,}"]
+        table.add_row(name, f"{row['calls']:,}", *map(seconds, row["seconds"].values()), *longer)
+    lines: list[Any] = [table]
+    for name, row in said.get("closed_loop", {}).items():
+        done = "" if row["success"] is None else f", success {row['success']:.0%}"
+        returned = f"mean return {row['mean_return']:.4g}, worst {row['worst_return']:.4g}{done}"
+        lines.append(f"{name} drives from {row['starts']} unseen starts: {returned}")
+    return lines
