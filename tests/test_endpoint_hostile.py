@@ -34,7 +34,7 @@ def shards(folder):
 
 def test_a_fifth_of_all_requests_goes_wrong(server, tmp_path):
     """Refusals, silence, half an answer, drips, wrong content, others' answers, twice, late: 20 % in all."""
-    rows = colours(48)
+    rows = colours(60)
     sr.record(asker(server, tmp_path / "quiet"), rows, tmp_path / "quiet/recording", progress=False)
     kinds = itertools.cycle(HOSTILE)  # each kind of fault at least once
 
