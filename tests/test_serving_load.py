@@ -186,6 +186,7 @@ def test_the_page_s_commands_run_as_they_are_written(tmp_path):
     assert "certainty" in told.stdout
     with served(*indented[3].split()[2:], cwd=tmp_path) as (_, address):
         question = (tmp_path / "question.json").read_text()
-        said = httpx.post(f"{address}/predict", content=question, timeout=60)
+        kind = {"content-type": "application/json"}
+        said = httpx.post(f"{address}/predict", content=question, headers=kind, timeout=60)
         assert said.status_code == 200
         assert "threshold" in httpx.get(f"{address}/health").json()
