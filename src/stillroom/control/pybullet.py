@@ -130,7 +130,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     found = {}
     for statement in ast.parse(path.read_text()).body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]).startswith("weights_"):
-            (target,), call = statement.targets, statement.value
+            (target,) = statement.targets
+            call: Any = statement.value
             found[ast.unparse(target)] = np.array(ast.literal_eval(call.args[0]), dtype=np.float32)
     missing = [f"weights_{layer}_{kind}" for layer in LAYERS for kind in "wb" if f"weights_{layer}_{kind}" not in found]
     if missing:
@@ -144,7 +145,7 @@ def _network(weights: Mapping[str, np.ndarray]) -> nn.Module:
     layers: list[nn.Module] = []
     for layer in LAYERS:
         weight, bias = (torch.from_numpy(weights[f"weights_{layer}_{kind}"].copy()) for kind in "wb")
-        linear = nn.Linear(*weight.shape)
+        linear = nn.Linear(weight.shape[0], weight.shape[1])
         with torch.no_grad():
             linear.weight.copy_(weight.t())
             linear.bias.copy_(bias)
@@ -169,7 +170,8 @@ def _as_of_2017() -> Iterator[None]:
         made.__dict__.update(content)
         return made
 
-    seeding = gymnasium.utils.seeding
+    from gymnasium.utils import seeding
+
     registry = types.SimpleNamespace(env_specs={})
     nothing = module("gym.envs.registration", registry=registry, make=None, spec=None, register=lambda *a, **k: None)
     envs = module("gym.envs", registration=nothing)

@@ -52,7 +52,11 @@ def ppo(
             write_json(weights.with_suffix(".json"), {**about, "stable_baselines3": _version()})
             write_bytes(weights, save(state))
     net = _network(state)
-    known = {"name": f"PPO {environment}", "licence": "own", "source": f"stable-baselines3 {_version()}, seed {seed}"}
+    known: dict[str, Any] = {
+        "name": f"PPO {environment}",
+        "licence": "own",
+        "source": f"stable-baselines3 {_version()}, seed {seed}",
+    }
     return from_network(net, Columns(("state",)), answers="values", **known)
 
 

@@ -63,7 +63,7 @@ def by_dimension(ours: Tensor, theirs: Tensor, names: Sequence[str], before: Dim
         return before
     error = (theirs - ours).abs()
     largest, row = error.max(0)
-    worst = tuple((names[n], float(ours[n, d]), float(theirs[n, d])) for d, n in enumerate(row.tolist()))
+    worst = tuple((str(names[n]), float(ours[n, d]), float(theirs[n, d])) for d, n in enumerate(row.tolist()))
     new = Dimensions(ours.amin(0), ours.amax(0), largest, worst)
     if before is None:
         return new

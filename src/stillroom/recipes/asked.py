@@ -97,7 +97,8 @@ def sampled(teacher: Any, pool: Table, labelled: Table) -> Few:
     """Asks about a few rows, so that preflight and its estimate need no more."""
     outlooks = tuple(one.outlook(pool) for one in paid(teacher))
     few = [_spread(rows, count) for rows, count in ((pool, SAMPLE), (labelled, SCORED))]
-    return Few(*(asked_ahead(teacher, rows, "", None, False) if len(rows) else rows for rows in few), outlooks)
+    asked = [asked_ahead(teacher, rows, "", None, False) if len(rows) else rows for rows in few]
+    return Few(asked[0], asked[1], outlooks)
 
 
 def bill(teacher: Any, folder: Path) -> dict[str, Any] | None:

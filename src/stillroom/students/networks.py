@@ -186,8 +186,9 @@ def load_student(folder: str | Path, base: Path | None = None) -> Student:
     if source["digest"] and student.source and student.source.digest != source["digest"]:
         warnings.warn(f"{source['factory']} has changed since {folder} was trained.", stacklevel=2)
     if config.get("rounding"):
-        student = dataclasses.replace(student, rounding=settings.rebuild(config["rounding"]))
-        round_layers(student.net, student.rounding)
+        rounding = settings.rebuild(config["rounding"])
+        student = dataclasses.replace(student, rounding=rounding)
+        round_layers(student.net, rounding)
     state = check_weights(folder, config)
     try:
         student.net.load_state_dict(state)

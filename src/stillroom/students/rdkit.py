@@ -22,11 +22,14 @@ try:
 except ImportError as error:
     raise missing_extra("rdkit", "molecules") from error
 
+descriptors: Any = Descriptors  # made when it is imported: no types
+crippen: Any = Crippen
+
 # name, function, and what is about 1 of it in a drug: a network's inputs are of like size
 DESCRIPTORS: tuple[tuple[str, Any, float], ...] = (
-    ("weight", Descriptors.MolWt, 400.0),
-    ("logp", Crippen.MolLogP, 3.0),
-    ("refractivity", Crippen.MolMR, 100.0),
+    ("weight", descriptors.MolWt, 400.0),
+    ("logp", crippen.MolLogP, 3.0),
+    ("refractivity", crippen.MolMR, 100.0),
     ("polar surface", rdMolDescriptors.CalcTPSA, 80.0),
     ("acceptors", rdMolDescriptors.CalcNumHBA, 5.0),
     ("donors", rdMolDescriptors.CalcNumHBD, 3.0),

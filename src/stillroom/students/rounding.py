@@ -43,6 +43,9 @@ class Rounding:
 class Rounded(nn.Module):
     """What one layer rounds, and to which scales; it lies in the layer as ``layer.rounded``."""
 
+    scale: Tensor
+    zero: Tensor
+
     def __init__(self, rounding: Rounding):
         super().__init__()
         self.rounding = rounding

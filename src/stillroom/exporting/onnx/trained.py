@@ -56,7 +56,7 @@ class _Int4(nn.Module):
         integers, scales = layer.rounded.integers(layer)
         self.run = _runner(layer)
         self.grouped = isinstance(layer, nn.Linear) and scales.shape[1] > 1
-        self.group = layer.rounded.rounding.group
+        self.group: int = layer.rounded.rounding.group
         self.bias = layer.bias
         self.register_buffer(MARK + "weight", (integers.T.contiguous() if self.grouped else integers).to(torch.int8))
         self.register_buffer("scale", scales.T.contiguous() if self.grouped else scales.flatten())
@@ -81,7 +81,7 @@ def _to_int8(inputs: Tensor, scale: Any, zero: Any) -> Tensor:
     return torch.onnx.ops.symbolic("QuantizeLinear", (inputs, scale, zero), dtype=torch.int8, shape=inputs.shape)
 
 
-def _back(integers: Any, scale: Any, zero: Any, **attributes: int) -> Tensor:
+def _back(integers: Any, scale: Any, zero: Any, **attributes: Any) -> Tensor:
     inputs = (integers, scale) if zero is None else (integers, scale, zero)
     return torch.onnx.ops.symbolic("DequantizeLinear", inputs, attributes, dtype=torch.float32, shape=integers.shape)
 

@@ -14,7 +14,7 @@ import weakref
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ def _end(process: Any, server: Any, asked: Any, profile: Any) -> None:
 class _Page(SimpleHTTPRequestHandler):
     """The folder's files; /ask waits for the next inputs, /answer takes what the page found."""
 
-    extensions_map: ClassVar[dict[str, str]] = {
+    extensions_map = {  # noqa: RUF012  (as the class above has it)
         **SimpleHTTPRequestHandler.extensions_map,
         ".mjs": "text/javascript",
         ".wasm": "application/wasm",
@@ -148,7 +148,7 @@ class _Page(SimpleHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *_: Any) -> None:
         """Nothing: a person watches a progress bar."""
 
 

@@ -166,7 +166,7 @@ class _Round:
 
     async def _one(self, client: Client, request: Request) -> None:
         """One request, as often as it takes."""
-        tries = self.terms.limits.tries
+        tries, again = self.terms.limits.tries, None
         try:
             for attempt in range(tries):
                 if attempt:

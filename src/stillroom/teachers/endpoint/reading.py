@@ -89,7 +89,7 @@ class Label:
                 counts[row, found] += 1
         return Signal(logits=Dense((counts / counts.sum(-1, keepdim=True)).log()))
 
-    def _label(self, text: str) -> tuple[int | None, str | None]:
+    def _label(self, text: Any) -> tuple[int | None, str | None]:
         if self.schema is not None:
             found, problem = _parsed(text, self.schema)
             if problem is not None:
