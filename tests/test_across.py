@@ -141,7 +141,8 @@ def test_the_answer_is_the_teachers_after_the_same_bytes(rows, teacher, answerin
             continue
         wanted = answering.vocabulary_map.carry(own[row, index[row, at]][None])[0]
         torch.testing.assert_close(said.log_probs[row, at].exp(), wanted[said.ids[row, at]])
-        assert said.log_probs[row, at].exp().sum() + said.rest[row, at].exp() == pytest.approx(1)
+        # 49,152 probabilities in float32: their rounding, which differs between processors, passes 1e-6
+        assert said.log_probs[row, at].exp().sum() + said.rest[row, at].exp() == pytest.approx(1, abs=1e-5)
     elsewhere = index < 0
     assert (said.log_probs[elsewhere] + math.log(len(small_tokenizer))).abs().max() < 1e-5
 

@@ -4,15 +4,17 @@ import functools
 import json
 
 import onnx
+import numpy as np
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from stillroom.data import Table
 from stillroom.divergences import forward_kl
 from stillroom.errors import DataError, UsageError
 from stillroom.exporting import export
+from stillroom.exporting.onnx.runtime import run_of
 from stillroom.fitting import fit
 from stillroom.loading import load
 from stillroom.objectives import SoftTargets
@@ -328,3 +330,19 @@ def test_another_precision_is_refused(target, precision, reason, tmp_path):
     student = quantised(floating("mlp"), "int8", points())
     with pytest.raises(UsageError, match=reason):
         export(student, points(), tmp_path, target, precision, progress=False)
+
+
+def test_sums_of_products_do_not_saturate():
+    """ONNX Runtime, by default on x86 without VNNI: 127 * 127 twice is more than 16 bits hold, and was cut there."""
+    one, zero = numpy_helper.from_array(np.float32(1), "one"), numpy_helper.from_array(np.int8(0), "zero")
+    weight = numpy_helper.from_array(np.full((64, 8), 127, np.int8), "weight")
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["integers"]),
+        helper.make_node("DequantizeLinear", ["integers", "one", "zero"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["weight", "one", "zero"], ["matrix"]),
+        helper.make_node("MatMul", ["rounded", "matrix"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size]) for name, size in (("x", 64), ("y", 8))]
+    graph = helper.make_graph(nodes, "sums", ends[:1], ends[1:], [one, zero, weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    assert run_of(model.SerializeToString())((torch.full((1, 64), 127.0),)).tolist() == [[127.0 * 127 * 64] * 8]
