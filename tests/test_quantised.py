@@ -3,8 +3,8 @@
 import functools
 import json
 
-import onnx
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper

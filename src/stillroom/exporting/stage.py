@@ -140,7 +140,7 @@ def export_ready(
         raise UsageError("a language model's artefact is measured in bits per byte. Leave metric out.")
     _remove(place.glob("unverified*"))
     with bar(f"export {label} {precision}", 0 if speaks else len(examples) + 1, shown=progress) as step:
-        inputs = _inputs(plain, calibration or examples)
+        inputs = _inputs(plain, examples if calibration is None else calibration)
         written = kind.write(plain, ready.tensors, inputs, place / "unverified", precision)
         _check_versions(written, label)
         if tolerance is None:
