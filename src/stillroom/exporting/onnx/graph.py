@@ -23,7 +23,7 @@ from stillroom.exporting.artifact import Tensors, Written, versions_of
 from stillroom.exporting.language.token_file import write_tokens
 from stillroom.exporting.onnx.int8 import nothing_to_round, quantise, weights_alone
 from stillroom.exporting.onnx.runtime import halved, library, open_language_model, open_model, plain, without_traces
-from stillroom.exporting.onnx.trained import INT4_OPSET, pack_int4, with_integers
+from stillroom.exporting.onnx.trained import INT4_OPSET, own_zeros, pack_int4, with_integers
 from stillroom.exporting.shipped import NextToken, Shipped
 from stillroom.files import write_bytes
 from stillroom.network import Columns
@@ -161,7 +161,7 @@ def _graph(student: Student, tensors: Tensors, names: Sequence[str]) -> tuple[An
             continue
         assert program is not None
         shown = [[free.get(i, n) for i, n in enumerate(t.shape)] for t, free in zip(tensors, chosen, strict=True)]
-        model = program.model_proto if student.rounding is None else pack_int4(program.model_proto)
+        model = program.model_proto if student.rounding is None else own_zeros(pack_int4(program.model_proto))
         return without_traces(model), shown
     raise UsageError(
         f"{_first_reason(problem)}. The network's forward must be one graph of tensors with a free batch dimension: no "

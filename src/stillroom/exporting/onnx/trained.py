@@ -39,12 +39,11 @@ class _Int8(nn.Module):
         bias = layer.rounded.bias(layer)
         self.register_buffer("bias", None if bias is None else bias[0])
         self.register_buffer("bias_scale", None if bias is None else bias[1])
-        self.register_buffer("bias_zero", None if bias is None else torch.zeros_like(bias[0]))
 
     def forward(self, inputs: Tensor) -> Tensor:
         inputs = _back(_to_int8(inputs, self.input_scale, self.input_zero), self.input_scale, self.input_zero)
         weight = _back(self.weight, self.weight_scale, self.weight_zero, axis=0)
-        bias = None if self.bias is None else _back(self.bias, self.bias_scale, self.bias_zero, axis=0)
+        bias = None if self.bias is None else _back(self.bias, self.bias_scale, None, axis=0)
         return self.run(inputs, weight, bias)
 
 
@@ -84,6 +83,24 @@ def _to_int8(inputs: Tensor, scale: Any, zero: Any) -> Tensor:
 def _back(integers: Any, scale: Any, zero: Any, **attributes: Any) -> Tensor:
     inputs = (integers, scale) if zero is None else (integers, scale, zero)
     return torch.onnx.ops.symbolic("DequantizeLinear", inputs, attributes, dtype=torch.float32, shape=integers.shape)
+
+
+def own_zeros(model: Any) -> Any:
+    """The model with a zero point for each weight: the exporter lets equal ones be shared, and ONNX Runtime, which
+    renames them for its unsigned kernels, then finds the second name taken and refuses the file.
+    """
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    taken = set()
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear" or len(node.input) < 3 or node.input[0] not in held:
+            continue
+        zero = node.input[2]
+        if zero in taken:
+            copy = model.graph.initializer.add()
+            copy.CopyFrom(held[zero])
+            copy.name = node.input[2] = f"{node.input[0]}_own_zero"
+        taken.add(zero)
+    return model
 
 
 def pack_int4(model: Any) -> Any:
