@@ -64,9 +64,11 @@ def test_a_server_that_stays_silent_is_given_up_with_one_line(server, tmp_path):
 
 def test_retry_after_is_heeded_by_all(server, tmp_path):
     """Nothing is sent while the server wants to hear nothing."""
-    with Proxy(server, lambda number, body: "429 long" if number == 12 else None) as proxy:
+    questions = itertools.count()
+    with Proxy(server, lambda number, body: "429 long" if next(questions) == 3 else None) as proxy:
         asker(proxy.url, tmp_path, limits={"in_flight": 1}).ask_ahead(colours(6))
         times = [when for *_, when in proxy.questions]
+    assert proxy.injected == {"429 long": 1}
     assert max(after - before for before, after in itertools.pairwise(times)) >= 0.5
 
 

@@ -467,7 +467,7 @@ def test_a_recipe_ships_gguf_and_the_folder(recipe):
     run = open_run(recipe(export=[{"target": "gguf", "precision": "q8_0"}, {"target": "huggingface"}]), progress=False)
     run.record()
     run.fit()
-    assert [made.target for made in run.export()] == ["gguf", "huggingface"]
+    assert [made.target for made in run.export().artifacts] == ["gguf", "huggingface"]
     run.seal()
     assert sr.provenance.verify(run.folder) == []
     passport = json.loads((run.folder / "passport.json").read_text())

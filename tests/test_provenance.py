@@ -144,7 +144,7 @@ def objects_of(value, path=()):
     """(path, object) of every object that the schema describes: free-form parts and maps by name are left out."""
     if isinstance(value, dict):
         free = path in {("recipe",), ("method", "objective"), ("method", "plan")}
-        named = path[-1:] in {("packages",), ("variables",), ("rows",)} or path[-2:-1] == ("rows",)
+        named = path[-1:] in {("packages",), ("versions",), ("variables",), ("rows",)} or path[-2:-1] == ("rows",)
         if free:
             return
         if not named:

@@ -237,7 +237,8 @@ def test_a_recipe_names_it(tmp_path):
     """{use: onnx, model: FILE}, looked up beside the recipe; the gate reads its licence without asking it."""
     from stillroom.recipes.gating import question
     from stillroom.recipes.named import TEACHERS, call
-    from stillroom.recipes.recipe import Use, check_recipe
+    from stillroom.recipes.recipe import Use
+    from stillroom.recipes.yaml_file import check_recipe
 
     linear(tmp_path / "p.onnx")
     use = Use(use="onnx", model="p.onnx", gives="probabilities", licence="MIT", inputs={"x": "x"})

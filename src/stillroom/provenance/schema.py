@@ -219,12 +219,11 @@ class ExportPart(BaseModel):
     largest_difference: float | None
     agreement: float | None
     quality: QualityPart | None
-    # passports of before these were kept have none of them
-    mean_difference: float | None = None
-    latency_seconds: float | None = Field(default=None, description="median of one answer at batch 1, one thread")
-    memory_bytes: Count | None = Field(default=None, description="the most that one answer takes in its runtime")
-    quantisation: str | None = Field(default=None, description="how it was rounded, where there was a choice")
-    versions: dict[str, str] | None = Field(default=None, description="of what wrote it and what it was measured in")
+    mean_difference: float | None
+    latency_seconds: float | None = Field(description="median of one answer at batch 1, one thread")
+    memory_bytes: Count | None = Field(description="the most that one answer takes in its runtime")
+    quantisation: str | None = Field(description="how it was rounded, where there was a choice")
+    versions: dict[str, str] | None = Field(description="of what wrote it and what it was measured in")
 
 
 class Passport(BaseModel):

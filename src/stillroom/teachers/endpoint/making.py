@@ -51,8 +51,7 @@ def endpoint(
     classes: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Endpoint:
-    """Any OpenAI-compatible server as a teacher (vLLM, SGLang, llama.cpp, hosted): ``{use: endpoint, url, model,
-    prompt}``.
+    """Any OpenAI-compatible server (vLLM, SGLang, llama.cpp, hosted): ``{use: endpoint, url, model, prompt}``.
 
     ``prompt``, ``system``: Jinja2 templates over the columns of an example. ``reads``: ``choice`` (class probabilities
     from the first token's top log-probs), ``label`` (the class named in the answer; shares of ``samples`` draws),
@@ -64,13 +63,8 @@ def endpoint(
 
     Raises UsageError for settings that do not fit together.
     """
-    if key is not None:
-        check_name(key)
-    if route not in ("chat", "completions") or (route == "completions" and system is not None):
-        raise UsageError(f"route={route!r}: chat, or completions without a system text.")
-    if samples < 1 or attempts < 1:
-        raise UsageError(f"samples={samples} and attempts={attempts} must be 1 or more.")
-    names = tuple(classes or ())
+    _check(key, route, system, samples, attempts)
+    names, kind = tuple(classes or ()), "completions" if reads == "score" else route
     longest = max_tokens if max_tokens is not None else LONGEST.get(reads)
     make: dict[str, Callable[[], Reading]] = {
         "choice": lambda: Choice(_words(names, words), top, least),
@@ -81,20 +75,40 @@ def endpoint(
     }
     if reads not in make:
         raise UsageError(f"reads={reads!r}{nearest(reads, make)}")
-    if samples > 1 and (reads != "label" or not temperature):
-        raise UsageError(f"samples={samples} are draws: for reads: label at a temperature above 0 only.")
+    if samples > 1:
+        _check_draws(samples, reads, temperature)
     reading = make[reads]()
-    decoding: dict[str, Any] = {} if temperature is None else {"temperature": float(temperature)}
-    if longest is not None and "max_completion_tokens" not in (extra or {}):
-        decoding["max_tokens"] = longest
-    kind = "completions" if reads == "score" else route
-    decoding |= _for_route(reading.decoding(), kind)
     return Endpoint(
-        Server(url, key, name), model, Prompt(prompt, system), reading, {**decoding, **(extra or {})},
+        Server(url, key, name), model, Prompt(prompt, system), reading,
+        _decoding(reading, temperature, longest, kind, extra),
         kind, samples, seed, attempts if reads in ("label", "text") else 1,  # type: ignore[arg-type]
         limits=_settings(Limits, limits, "limits"), price=_settings(Price, price, "price"), budget=budget,
         journal=Path(journal), classes=names or None, licence=licence, progress=progress,
     )  # fmt: skip
+
+
+def _check(key: str | None, route: str, system: str | None, samples: int, attempts: int) -> None:
+    if key is not None:
+        check_name(key)
+    if route not in ("chat", "completions") or (route == "completions" and system is not None):
+        raise UsageError(f"route={route!r}: chat, or completions without a system text.")
+    if samples < 1 or attempts < 1:
+        raise UsageError(f"samples={samples} and attempts={attempts} must be 1 or more.")
+
+
+def _check_draws(samples: int, reads: str, temperature: float | None) -> None:
+    if reads != "label" or not temperature:
+        raise UsageError(f"samples={samples} are draws: for reads: label at a temperature above 0 only.")
+
+
+def _decoding(
+    reading: Reading, temperature: float | None, longest: int | None, kind: str, extra: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The parameters of a request: what the reading needs, what was asked for, and further ones."""
+    decoding: dict[str, Any] = {} if temperature is None else {"temperature": float(temperature)}
+    if longest is not None and "max_completion_tokens" not in (extra or {}):
+        decoding["max_tokens"] = longest
+    return {**decoding, **_for_route(reading.decoding(), kind), **(extra or {})}
 
 
 def _for_route(decoding: dict[str, Any], route: str) -> dict[str, Any]:
