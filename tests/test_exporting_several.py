@@ -162,7 +162,7 @@ def policy():
     """
     torch.manual_seed(0)
     expert = nn.Sequential(nn.Linear(17, 64), nn.Tanh(), nn.Linear(64, 6), nn.Tanh())
-    x = torch.randn(600, 17) * torch.randn(600, 1).exp()
+    x = torch.randn(600, 17) * (0.7 * torch.randn(600, 1)).exp()
     with torch.no_grad():
         actions = expert(x)
     net = nn.Sequential(nn.Linear(17, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 6), nn.Tanh())
@@ -177,13 +177,12 @@ def policy():
 def test_a_mean_hides_what_the_largest_error_shows(tmp_path):
     """deploy trap 11: static int8 of a policy keeps its mean squared error, and one action is far off its range."""
     student, examples = policy()
-    seen = Tolerance(None, None, error=1.0, quality=None)
-    verify = quick(student, examples, tmp_path, precision="int8_static", tolerance=seen).verify
+    before = Tolerance(None, 0.97, error=0.1, quality=0.02)  # int8's, but for the largest error
+    verify = quick(student, examples, tmp_path, precision="int8_static", tolerance=before).verify
     worst = verify["largest_value"]
-    assert verify["quality"]["value"] > 0.95 * verify["quality"]["student"]["value"]
-    assert worst["relative"] > 0.1
-    assert worst["error"] == max(worst["errors"]) or len(worst["errors"]) == 6
-    with pytest.raises(ParityError, match=rf"dimension {worst['dimension']} .* at {worst['example']}.* allowed 10%"):
+    assert worst["relative"] > 0.15
+    assert worst["error"] == worst["errors"][worst["dimension"]]
+    with pytest.raises(ParityError, match=rf"dimension {worst['dimension']} .* at {worst['example']} .*allowed 10%"):
         quick(student, examples, tmp_path, precision="int8_static")
     assert quick(student, examples, tmp_path).verify["largest_value"]["relative"] < 1e-4
 
@@ -229,7 +228,7 @@ def test_one_artefact_that_fails_ends_with_exit_code_1_and_a_sealed_run(finished
 
     def wrong(student, tensors, calibration, path, precision):
         net = mlp(10).eval()
-        first = Student(nn.Sequential(nn.Linear(64, 16), net))
+        first = Student(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), net))
         return TARGETS["onnx"].write(first, tensors, calibration, path, "fp32")
 
     monkeypatch.setitem(TARGETS, "wrong", Target(wrong, ("fp32",)))
