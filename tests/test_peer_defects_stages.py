@@ -19,6 +19,7 @@ from stillroom.evaluation import evaluate
 from stillroom.network import Columns
 from stillroom.objectives import HardLabels, Mix, SoftTargets
 from stillroom.plan import Plan
+from stillroom.recipes import quantising
 from stillroom.recording import Everything, TopK, record
 from stillroom.teachers.networks import from_network
 from stillroom.types import Batch, Dense, Signal
@@ -123,7 +124,9 @@ def test_lskd_the_control_has_the_same_budget(tmp_path, monkeypatch):
     recipe = Path(__file__).parent.parent / "examples" / "digits.yaml"
     asked = []
     monkeypatch.setattr(run, "open_recording", lambda *_: None)
-    monkeypatch.setattr(run, "fit", lambda student, teacher, examples, objective, **rest: asked.append((student, rest)))
+    monkeypatch.setattr(
+        quantising, "fit", lambda student, teacher, examples, objective, **rest: asked.append((student, rest))
+    )
     run.open_run(recipe, tmp_path / "run", ("seeds=[3]",), progress=False, claim=False).fit()
     (taught, ours), (alone, theirs) = asked
     assert ours["plan"] == theirs["plan"]

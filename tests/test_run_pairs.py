@@ -127,7 +127,7 @@ def test_whole_numbers_are_whole(name):
 def test_settings_that_can_only_fail_are_refused_first(here):
     """Before the teacher is built: precision, headline, tracker, recorded views without an augmentation."""
     bad = [
-        ({"export": [{"target": "onnx", "precision": "int4"}]}, "no precision 'int4'"),
+        ({"export": [{"target": "onnx", "precision": "int5"}]}, "no precision 'int5'"),
         ({"evaluate": {"metric": "nll", "metrics": ["accuracy"]}}, "not among the metrics"),
         ({"trackers": ["tensorbord"]}, "did you mean 'tensorboard'"),
         ({"record": {"views": 4}}, "needs data.views"),

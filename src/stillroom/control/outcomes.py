@@ -176,7 +176,8 @@ def share_interval(done: float, starts: int) -> Interval:
     share, squared = done / starts, SURE**2
     middle = (share + squared / (2 * starts)) / (1 + squared / starts)
     reach = SURE * math.sqrt(share * (1 - share) / starts + squared / (4 * starts**2)) / (1 + squared / starts)
-    return Interval(share, max(0.0, middle - reach), min(1.0, middle + reach))
+    low, high = max(0.0, middle - reach), min(1.0, middle + reach)
+    return Interval(share, low if done else 0.0, high if done < starts else 1.0)  # to the last bit
 
 
 def least(statistics: Tensor) -> float:
