@@ -31,7 +31,7 @@ EXTRAS := $(subst $(space),$(comma),$(strip \
   serve \
   dev))
 
-.PHONY: help setup demo test chromium peers slow lint bench wheel clean
+.PHONY: help setup demo test chromium peers slow nightly lint bench wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -59,6 +59,10 @@ chromium:  # one test reads the report in a browser; where it cannot be installe
 slow: setup  ## the tests that take minutes or need peers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-slow.txt
 	$(BIN)/python -m pytest -m slow
+
+nightly: setup chromium  ## the tests that need environments of gigabytes, clusters or load (not in .ci/run yet)
+	$(BIN)/python -m stillroom.exporting.apart
+	$(BIN)/python -m pytest -m nightly
 
 lint: setup  ## ruff, pyright, import-linter, codespell
 	$(BIN)/ruff check .

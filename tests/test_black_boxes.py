@@ -82,7 +82,7 @@ def test_a_student_of_bytes_sees_where_they_stand(file_types):
     assert torch.equal(net(row), net(middle))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1500)
 def test_admet_answers_as_it_was_published(monkeypatch):
     """Its own environment is made on demand; DrugBank's molecules get the answers that the package ships for them.

@@ -177,7 +177,7 @@ def test_ctrl_c_keeps_what_is_under_way(server, tmp_path):
     assert asked < 200
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1800)
 def test_twenty_kills_in_one_run_of_two_thousand(small_server, tmp_path):
     """SIGKILL at 20 random moments: no journalled answer is asked again, at most those in flight are, and the recording

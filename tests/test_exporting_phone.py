@@ -105,7 +105,7 @@ def test_a_network_that_branches_on_values_is_named(tmp_path):
         program.write_program(student(Branches), (torch.ones(2, 3),), tmp_path / "p.pt2")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("target", "precision"), [("litert", "fp32"), ("litert", "int8_dynamic"), ("tflm", "int8")])
 def test_the_file_is_the_student(target, precision, tmp_path):
     """Opened in its own runtime, on every example; reloaded it answers the same, batch by batch or one by one."""
@@ -122,7 +122,7 @@ def test_the_file_is_the_student(target, precision, tmp_path):
         again.predict({"x": torch.zeros(2, 1, 8, 8)})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int8_dynamic"])
 def test_executorch_is_the_student(precision, tmp_path):
     """Lowered whole to XNNPACK; a batch is asked row by row, and no dimension was narrowed on the way."""
@@ -135,7 +135,7 @@ def test_executorch_is_the_student(precision, tmp_path):
     assert torch.equal(load_artifact(made.folder)(batch).logits.values, made(batch).logits.values)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_litert_inputs_keep_their_order_and_static_ranges_their_ends(tmp_path):
     """int8 inputs are rounded here; the ranges are the least and the largest of all rows, not a moving average.
 

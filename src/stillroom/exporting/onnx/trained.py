@@ -53,9 +53,10 @@ class _Int4(nn.Module):
     def __init__(self, layer: Any):
         super().__init__()
         integers, scales = layer.rounded.integers(layer)
+        how: Any = layer.rounded.rounding
         self.run = _runner(layer)
         self.grouped = isinstance(layer, nn.Linear) and scales.shape[1] > 1
-        self.group: int = layer.rounded.rounding.group
+        self.block = int(how.group)
         self.bias = layer.bias
         self.register_buffer(MARK + "weight", (integers.T.contiguous() if self.grouped else integers).to(torch.int8))
         self.register_buffer("scale", scales.T.contiguous() if self.grouped else scales.flatten())
@@ -64,7 +65,7 @@ class _Int4(nn.Module):
         integers: Any = self.get_buffer(MARK + "weight")
         if not self.grouped:
             return self.run(inputs, _back(integers, self.scale, None, axis=0), self.bias)
-        weight = _back(integers, self.scale, None, axis=0, block_size=self.group)
+        weight = _back(integers, self.scale, None, axis=0, block_size=self.block)
         output = inputs @ weight
         return output if self.bias is None else output + self.bias
 

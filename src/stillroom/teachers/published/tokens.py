@@ -155,7 +155,7 @@ def _read(
         except BadRowError as error:
             aside.append((line.place, str(error)))
             continue
-        answered: np.ndarray = np.isfinite(row.log_probs).any(1)
+        answered = np.asarray(np.isfinite(row.log_probs).any(1))
         if not answered.any():
             aside.append((line.place, "no entries"))
             continue
