@@ -31,6 +31,8 @@ EXTRAS := $(subst $(space),$(comma),$(strip \
   serve \
   dev))
 
+SHARED := -n 2 --dist loadfile  # two processes; the tests of one file in one of them
+
 .PHONY: help setup demo test chromium peers slow nightly lint bench wheel clean
 
 help:  ## list the targets
@@ -50,7 +52,7 @@ demo: setup  ## distil a real sentence encoder into a bag of words (minutes on t
 	HF_HUB_OFFLINE=1 $(BIN)/stillroom run examples/reuters.yaml
 
 test: setup chromium  ## the default tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED)
 
 chromium:  # one test reads the report in a browser; where it cannot be installed, that test is skipped by name
 	@command -v chromium >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
@@ -58,7 +60,7 @@ chromium:  # one test reads the report in a browser; where it cannot be installe
 
 slow: setup  ## the tests that take minutes or need peers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-slow.txt
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(SHARED)
 
 nightly: setup chromium  ## the tests that need environments of gigabytes, clusters or load (not in .ci/run yet)
 	$(BIN)/python -m stillroom.exporting.apart

@@ -9,7 +9,7 @@ from torch.autograd import gradcheck
 from stillroom.divergences import bind, forward_kl, jensen_shannon, projection, reverse_kl
 from stillroom.errors import PairError, ShapeError, SignalError
 from stillroom.types import Dense, Projected, Sparse
-from test_divergences import CASES, INFINITE, every, finite, logits
+from test_divergences import CASES, INFINITE, every, finite, logits, named
 
 temperatures = pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 
@@ -143,7 +143,7 @@ def test_sampled_draws_through_the_head():
     torch.testing.assert_close(torch.autograd.grad(chunked.sum(), inputs), expected)
 
 
-@pytest.mark.parametrize(("divergence", "temperature"), [*((c, 1.0) for c in CASES[1:]), (forward_kl, 2.0)], ids=repr)
+@pytest.mark.parametrize(("divergence", "temperature"), [*((c, 1.0) for c in CASES[1:]), (forward_kl, 2.0)], ids=named)
 def test_sampled_draws_are_refused_where_they_are_biased(divergence, temperature):
     """Anything but forward KL at temperature 1 needs probabilities that were not drawn."""
     drawn = Sparse(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 3), torch.zeros(2), 5, sampled=True)
@@ -164,7 +164,7 @@ def test_padded_student_vocabulary(divergence, temperature):
     torch.testing.assert_close(ignored, divergence(s, kept(t, 7), temperature=temperature, extra_ids="ignore"))
 
 
-@pytest.mark.parametrize("divergence", INFINITE, ids=repr)
+@pytest.mark.parametrize("divergence", INFINITE, ids=named)
 @pytest.mark.parametrize("wanted", [lambda t: t, lambda t: kept(t, 3)], ids=["dense", "sparse"])
 def test_zero_for_extra_ids_is_refused_where_it_is_infinite(divergence, wanted):
     """The error names the other choice, and that choice works."""

@@ -89,7 +89,8 @@ def test_a_run_from_recipe_to_verified_folder(here):
     assert "student/model.safetensors" in out
 
 
-@pytest.mark.timeout(1500)  # a dozen commands, each a fresh process
+@pytest.mark.slow  # a dozen commands, each a fresh process
+@pytest.mark.timeout(1500)
 def test_the_examples_of_the_help_work(here):
     """Each command's example, as its help prints it: the stages alone, then all, which finds them done."""
     (here / "examples").mkdir()

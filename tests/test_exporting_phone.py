@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from stillroom.data import Table
-from stillroom.errors import UsageError
+from stillroom.errors import ParityError, UsageError
 from stillroom.exporting import Tolerance, export, load_artifact, program
 from stillroom.exporting.apart import process
 from stillroom.network import Columns
 from stillroom.students.networks import Student
+from stillroom.students.quantised import quantised, unrounded
 from stillroom.students.words import Words
 
 ANY = Tolerance(difference=None, agreement=None, error=None, quality=None)
@@ -150,3 +151,45 @@ def test_litert_inputs_keep_their_order_and_static_ranges_their_ends(tmp_path):
     assert first["int8"]["scale"] == pytest.approx(float(a.max() - a.min()) / 255, rel=0.02)
     assert second["int8"]["scale"] == pytest.approx(float(b.max() - b.min()) / 255, rel=0.02)
     assert made.verify["relative_error"] < 0.03
+
+
+def test_a_float_copy_of_a_rounded_student_has_the_values_of_its_integers():
+    """Rounded once more by the same rule it is the same integers."""
+    rounded = quantised(student(cnn), "int8", pictures())
+    plain = unrounded(rounded)
+    assert plain.rounding is None
+    assert not any("rounded" in name for name, _ in plain.net.named_modules())
+    first, again = rounded.net[0], quantised(plain, "int8", pictures()).net[0]
+    assert torch.equal(first.rounded.integers(first)[0], again.rounded.integers(again)[0])
+    assert torch.equal(
+        plain.net[0].weight.flatten(1) / first.rounded.integers(first)[1], first.rounded.integers(first)[0].flatten(1)
+    )
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("target", ["litert", "executorch"])
+def test_a_student_trained_in_int8_is_rounded_by_the_targets_own_rules(target, tmp_path):
+    """It says so, and is compared with what was trained, not with the float copy."""
+    rounded = quantised(student(cnn), "int8", pictures())
+    made = export(rounded, pictures(), tmp_path, target, "int8", progress=False)
+    assert made.verify["quantisation"]["method"] == "static, anew"
+    assert 0 < made.verify["largest_difference"] < 0.1
+    with pytest.raises(UsageError, match="trained in int8: choose that"):
+        export(rounded, pictures(), tmp_path, target, "fp32", progress=False)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_core_ml_is_converted_and_says_that_nothing_was_proven(precision, tmp_path):
+    """An .mlpackage whose program reads and answers as the network's shapes say; nothing here can run it."""
+    made = export(student(cnn), pictures(), tmp_path, "coreml", precision, progress=False)
+    assert made.path.name == "unproven.mlpackage"
+    assert made.verify["passed"] is None
+    assert "macOS" in made.verify["unproven"]
+    assert made.verify["inputs"] == [{"name": "input_0", "dtype": "float32", "shape": [1, 1, 12, 12]}]
+    parameters = sum(p.numel() for p in cnn().parameters())
+    assert made.bytes > parameters * (2 if precision == "fp16" else 4)
+    with pytest.raises(ParityError, match="cannot be run here: Core ML"):
+        load_artifact(made.folder)
+    with pytest.raises(ParityError, match="not of this kind of machine"):
+        made(pictures().batch([0]))

@@ -199,6 +199,7 @@ def finished(tmp_path, monkeypatch) -> Path:
     return tmp_path / "runs" / "digits"
 
 
+@pytest.mark.slow
 def test_export_of_a_finished_run_is_sealed_anew(finished, capsys):
     """Table, report, passport and manifest have the new artefact; what cannot be had ends it with nothing changed."""
     before = (finished / "manifest.json").read_bytes()
@@ -223,6 +224,7 @@ def test_export_of_a_finished_run_is_sealed_anew(finished, capsys):
     assert "int8" not in yaml.safe_load((finished / "recipe.yaml").read_text())["export"][0].values()
 
 
+@pytest.mark.slow
 def test_one_artefact_that_fails_ends_with_exit_code_1_and_a_sealed_run(finished, capsys, monkeypatch):
     """The others are made, the failed one is listed as such, and the folder verifies."""
 

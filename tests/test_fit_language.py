@@ -258,6 +258,7 @@ class Hoarding:
         return sr.SoftTargets()(student, teacher, batch)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_accumulation():
     """ms-swift#10097: the logits of every micro-batch of a step were alive at once, 256 of [B, T, V]."""
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -44,6 +44,7 @@ def check_language(folder, names):
         assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-6, name
 
 
+@pytest.mark.slow
 def test_language_students_on_two_ranks_equal_one(tmp_path):
     """The head's weight is used outside the forward that DDP sees: its gradient is shared all the same.
 
@@ -57,6 +58,7 @@ def test_language_students_on_two_ranks_equal_one(tmp_path):
     check_language(tmp_path, names)
 
 
+@pytest.mark.slow
 def test_a_student_shared_out_by_fsdp2_equals_one_process(tmp_path):
     """Weights, gradients and AdamW's state lie in parts on two ranks; the folder holds the whole."""
     names = ["tied", "adam"]

@@ -324,7 +324,7 @@ def test_what_ships_are_the_integers_that_were_trained(kind, precision, tmp_path
     [
         ("onnx", "fp32", "trained in int8: choose that"),
         ("onnx", "int4", "trained in int8: choose that"),
-        ("gguf", "q8_0", "would round it anew"),
+        ("gguf", "q8_0", "trained in int8, which this target has not"),
     ],
 )
 def test_another_precision_is_refused(target, precision, reason, tmp_path):

@@ -73,7 +73,7 @@ def kill_and_resume(tmp_path, kills, keep):
     return found, different
 
 
-@pytest.mark.parametrize("keep", ["fixed", "ragged"])
+@pytest.mark.parametrize("keep", ["fixed", pytest.param("ragged", marks=pytest.mark.slow)])
 def test_sigkill_at_four_moments_leaves_the_same_bytes(tmp_path, keep):
     found, different = kill_and_resume(tmp_path, 4, keep)
     assert different == []

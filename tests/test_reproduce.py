@@ -71,9 +71,9 @@ PACKAGE = (
     ("changed", "before", "reason"),
     [
         (("--set", "seeds=[2, 1]"), "", "recipe key 'seeds' ([0, 1] and [2, 1])"),
-        (("--set", "threads=2"), "", "thread count (1 and 2)"),
-        ((), ORDER, "data order (["),
-        ((), PACKAGE, "package numpy ("),
+        pytest.param(("--set", "threads=2"), "", "thread count (1 and 2)", marks=pytest.mark.slow),
+        pytest.param((), ORDER, "data order ([", marks=pytest.mark.slow),
+        pytest.param((), PACKAGE, "package numpy (", marks=pytest.mark.slow),
     ],
     ids=["seed", "threads", "order", "package"],
 )

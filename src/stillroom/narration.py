@@ -69,6 +69,8 @@ def show_exports(made: Exports) -> None:
             table.add_row(*export_cells(artifact.verify))
         say(table)
     for artifact in made.artifacts:
+        if artifact.verify.get("unproven"):
+            say(f"{artifact.target} {artifact.precision}: {artifact.verify['unproven']}")
         chosen = chosen_int8(artifact.verify)
         if chosen:
             say(f"{artifact.target} {artifact.precision} is {chosen}")

@@ -20,7 +20,7 @@ from stillroom.control import Task, drive
 from stillroom.environment import environment
 from stillroom.errors import DataError, UsageError
 from stillroom.exporting import load_artifact
-from stillroom.files import write_json
+from stillroom.files import read_json, write_json
 from stillroom.measures.wording import seconds
 from stillroom.progress import Step, bar
 from stillroom.run import Run, seal
@@ -178,7 +178,8 @@ def replay_run(run: Run, count: int = 100_000, period: float | None = None, star
     is the task's where none is given. Writes report/replay.json, and the page and the manifest anew.
     Raises DataError for a run without artefacts.
     """
-    folders = sorted(path.parent for path in run.folder.glob("exports/*/verify.json"))
+    told = sorted(run.folder.glob("exports/*/verify.json"))
+    folders = [path.parent for path in told if not read_json(path).get("unproven")]
     opened = {place.name.replace("-", " "): load_artifact(place, run.base) for place in folders}
     if not opened:
         raise DataError(f"{run.folder} has no artefacts (exports/*/verify.json). Run stillroom export first.")

@@ -30,7 +30,8 @@ class Written:
     """What an exporter returns: what it wrote, how to open it again, and what verify.json shall say of it."""
 
     path: Path  # a file, or a folder that holds model.safetensors
-    open: Callable[[Path], Run]  # a module-level function: artifact.json keeps its name
+    # a module-level function: artifact.json keeps its name; None where the runtime is not of this kind of machine
+    open: Callable[[Path], Run] | None
     # plain JSON; "versions", of the libraries that wrote it and run it, is demanded (``versions_of``)
     notes: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[Path, ...] = ()  # further files of the same folder that ``open`` reads (a tokenizer)
@@ -60,6 +61,7 @@ class Target:
     unsupported: Callable[[Student, Tensors, str], str | None] = _takes_all
     modules: tuple[str, ...] = ()  # of its runtime: imported before the memory of an answer is counted
     keeps_rounding: bool = False  # ships the integers and scales of a student that was trained in int8 or int4
+    unproven: str | None = None  # why its runtime cannot be asked here: converted, never called model.*
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +109,13 @@ class Artifact:
 
 def write_config(folder: Path, student: Student, target: str, precision: str, written: Written) -> None:
     """artifact.json: how the file is opened, and how raw columns become its inputs."""
+    opener = None if written.open is None else settings.name_of(written.open)
     config = {
         "format": "stillroom-artifact/1",
         "name": student.name,
         "target": target,
         "precision": precision,
-        "open": settings.name_of(written.open),
+        "open": opener,
         "adapter": settings.describe(student.adapter),
         "answers": student.answers,
         "classes": list(student.classes) if student.classes else None,
@@ -128,6 +131,8 @@ def load_artifact(folder: str | Path, base: Path | None = None) -> Artifact:
     """
     folder = Path(folder)
     verify = read_json(folder / VERIFY)
+    if verify.get("unproven"):
+        raise ParityError(f"the artefact in {folder} cannot be run here: {verify['unproven']}.")
     if verify.get("passed") is not True:
         raise ParityError(f"the artefact in {folder} did not pass its verification (see {VERIFY}). Export it again.")
     config = read_json(folder / ARTIFACT)
@@ -160,7 +165,9 @@ def describe_files(written: Written, name: str) -> dict[str, Any]:
         main, found = f"{name}{path.suffix}", {f"{name}{path.suffix}": path}
     else:
         inside = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        main, found = f"{name}/{written.main}", {f"{name}/{file.relative_to(path).as_posix()}": file for file in inside}
+        place = f"{name}{path.suffix}"
+        main = f"{place}/{written.main}"
+        found = {f"{place}/{file.relative_to(path).as_posix()}": file for file in inside}
     found |= {file.name: file for file in written.beside}
     digests = {key: file_digest(file) for key, file in found.items()}
     size = sum(file.stat().st_size for file in found.values())

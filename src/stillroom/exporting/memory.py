@@ -16,23 +16,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stillroom import settings
-from stillroom.exporting.artifact import Run, Tensors
+from stillroom.exporting.artifact import Run, Tensors, Written
 
 STATUS = Path("/proc/self/status")
 SECONDS = 300  # more than any artefact needs to be opened and asked once
 ASK = "from stillroom.exporting.memory import answer_once; answer_once()"
 
 
-def peak_memory(run: Run, opener: str, path: Path, tensors: Tensors, modules: Sequence[str]) -> dict[str, Any]:
-    """{"peak_bytes", "how"} of opening ``path`` and answering ``tensors`` (one example) once; null where unknown.
+def peak_memory(run: Run, written: Written, tensors: Tensors, modules: Sequence[str]) -> dict[str, Any]:
+    """{"peak_bytes", "how"} of opening what was written and answering one example once; null where unknown.
 
-    A new process imports ``modules`` (the runtime) and what ``opener`` names, notes its resident memory, opens the
+    A new process imports ``modules`` (the runtime) and what opens it, notes its resident memory, opens the
     file, answers, and reads the most that was resident since (Linux: VmHWM after it was reset). A runtime that lives
     outside of Python says it itself, by a method ``memory``.
     """
     own = getattr(run, "memory", None)
     if own is not None:
         return own(tensors)
+    assert written.open is not None
+    opener, path = settings.name_of(written.open), written.path
     with tempfile.TemporaryDirectory() as place:
         inputs = Path(place) / "inputs.safetensors"
         save_file({f"{number:03d}": tensor.contiguous() for number, tensor in enumerate(tensors)}, inputs)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from stillroom.errors import UsageError
+from stillroom.exporting.apart import Apart
+from stillroom.exporting.apart.process import ApartError
 from stillroom.exporting.artifact import Tensors
 from stillroom.exporting.shipped import Shipped
 from stillroom.network import Columns
@@ -56,3 +60,33 @@ def columns_of(calibration: Iterable[Tensors]) -> dict[str, np.ndarray]:
     batches = list(calibration)
     joined = [torch.cat(parts).detach().cpu() for parts in zip(*batches, strict=True)]
     return {str(index): column.numpy() for index, column in enumerate(joined)}
+
+
+def convert_apart(
+    title: str,
+    script: tuple[str, Path],
+    student: Student,
+    tensors: Tensors,
+    calibration: Iterable[Tensors],
+    path: Path,
+    precision: str,
+    opened: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Let ``convert`` of a script (environment, file) write ``path``; the notes of what it said, and of its inputs.
+
+    ``opened``: how the script opens it again, besides the path; None where nothing here can.
+    Raises UsageError, with the library's reason, for a network that ``title`` cannot take.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    where = {"path": str(path.absolute())}
+    with tempfile.TemporaryDirectory() as place, Apart(*script) as apart:
+        program = Path(place) / "program.pt2"
+        write_program(student, tensors, program)
+        settings = {"program": str(program), **where, "precision": precision}
+        try:
+            said, _ = apart.call("convert", settings, columns_of(calibration))
+            described = {} if opened is None else apart.ask({"open": {**where, **opened}}, {})[0]
+        except ApartError as error:
+            reason = str(error)[:600]
+            raise UsageError(f"{title} cannot take the network of {student.name!r}: {reason} Use onnx.") from error
+    return {**said, **described, "output": student.answers, "batch": 1}

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from stillroom import settings
 from stillroom.errors import ParityError, UsageError
 from stillroom.exporting.artifact import (
     ARTIFACT,
@@ -33,12 +32,15 @@ from stillroom.exporting.verify import SINGLES, TOLERANCES, TRAINED, Tolerance, 
 from stillroom.files import write_json
 from stillroom.progress import Step, bar
 from stillroom.students.networks import Student
+from stillroom.students.quantised import unrounded
 from stillroom.types import Examples, Metric, check_batch_of
 
+NAMES = ("model", "failed", "unproven")  # of what an export leaves
 CALIBRATION_ROWS = 256
 CALIBRATION_BATCH = 32
 CALIBRATION_TEXTS = 16
 TRACED_ROWS = 4
+ANEW = "trained in int8; this target rounds the float values of those integers by its own rules"
 
 
 def export(
@@ -108,15 +110,14 @@ def refusal_of(ready: Ready, kind: Target, precision: str) -> str | None:
 
 
 def _other_rounding(student: Student, kind: Target, precision: str) -> str | None:
-    """Why a student that computes in integers cannot ship so: its scales would be lost, or others calibrated."""
+    """Why a student that computes in integers cannot ship so."""
     if student.rounding is None:
         return None
     trained = student.rounding.precision
-    if not kind.keeps_rounding:
-        return f"it was trained in {trained}, and this target would round it anew. Choose onnx, or the float student"
-    return (
-        None if trained == precision or kind.precisions == (precision,) else f"it was trained in {trained}: choose that"
-    )
+    if trained == precision or (kind.keeps_rounding and kind.precisions == (precision,)):
+        return None
+    where = "" if trained in kind.precisions else ", which this target has not. Choose onnx, or the float student"
+    return f"it was trained in {trained}{where or ': choose that'}"
 
 
 def export_ready(
@@ -141,10 +142,15 @@ def export_ready(
     _remove(place.glob("unverified*"))
     with bar(f"export {label} {precision}", 0 if speaks else len(examples) + 1, shown=progress) as step:
         inputs = _inputs(plain, examples if calibration is None else calibration)
-        written = kind.write(plain, ready.tensors, inputs, place / "unverified", precision)
+        anew = plain.rounding is not None and not kind.keeps_rounding
+        written = kind.write(
+            unrounded(plain) if anew else plain, ready.tensors, inputs, place / "unverified", precision
+        )
         _check_versions(written, label)
+        if kind.unproven is not None:
+            return _settle_unproven(plain, place, label, precision, written, kind.unproven)
         if tolerance is None:
-            known = next_tokens.TOLERANCES if speaks else TOLERANCES if plain.rounding is None else TRAINED
+            known = next_tokens.TOLERANCES if speaks else TOLERANCES if plain.rounding is None or anew else TRAINED
             tolerance = known.get(precision, known["int8"])
         step(1)
         artifact = _open(plain, place, label, precision, written)
@@ -152,8 +158,7 @@ def export_ready(
             said, problems = _language(plain, artifact, examples, tolerance, step)
         else:
             said, problems = _answers(plain, artifact, examples, metric, tolerance, step)
-        opener = settings.name_of(written.open)
-        memory = peak_memory(artifact.run, opener, written.path, ready.one, kind.modules) if measure_memory else None
+        memory = peak_memory(artifact.run, written, ready.one, kind.modules) if measure_memory else None
     verify = {
         "format": "stillroom-verify/1",
         "target": label,
@@ -162,6 +167,7 @@ def export_ready(
         **said,
         "memory": memory,
         "passed": not problems,
+        **({"quantisation": {"method": "static, anew", "why": ANEW}} if anew else {}),
         **written.notes,
     }
     return _settle(artifact, plain, written, verify, problems)
@@ -203,7 +209,7 @@ def _settle(
 ) -> Artifact:
     """Give the file its name, after whatever an earlier export left is gone: a model.* has always passed."""
     place = artifact.folder
-    _remove([*place.glob("model*"), *place.glob("failed*"), place / VERIFY, place / ARTIFACT])
+    _remove([*(old for name in NAMES for old in place.glob(f"{name}*")), place / VERIFY, place / ARTIFACT])
     path = place / Path(verify["file"]).parts[0]
     if problems:
         os.replace(written.path, path)
@@ -217,6 +223,21 @@ def _settle(
     os.replace(written.path, path)
     write_json(place / VERIFY, verify)
     return dataclasses.replace(artifact, path=path, verify=verify)
+
+
+def _settle_unproven(student: Student, place: Path, label: str, precision: str, written: Written, why: str) -> Artifact:
+    """What nothing here can run is kept as unproven.*: its sizes and versions are said, and no answer of it."""
+    verify = {
+        "format": "stillroom-verify/1",
+        "target": label,
+        "precision": precision,
+        **describe_files(written, "unproven"),
+        "passed": None,
+        "unproven": why,
+        **written.notes,
+    }
+    artifact = _open(student, place, label, precision, written)
+    return _settle(artifact, student, written, verify, [])
 
 
 def _remove(paths: Iterable[Path]) -> None:
@@ -251,6 +272,10 @@ def _two(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if len(tensor) > 1 else torch.cat([tensor, tensor])
 
 
+def _closed(tensors: Tensors) -> torch.Tensor:
+    raise ParityError("this artefact's runtime is not of this kind of machine.")
+
+
 def _open(student: Student, place: Path, target: str, precision: str, written: Written) -> Artifact:
     return Artifact(
         place,
@@ -259,7 +284,7 @@ def _open(student: Student, place: Path, target: str, precision: str, written: W
         precision,
         verify={},
         adapter=student.adapter,
-        run=written.open(written.path),
+        run=_closed if written.open is None else written.open(written.path),
         answers=student.answers,
         classes=student.classes,
         name=student.name,

@@ -9,6 +9,7 @@ from stillroom.errors import UsageError, nearest
 from stillroom.exporting import openvino
 from stillroom.exporting.artifact import Exporter, Target
 from stillroom.exporting.c import source as c
+from stillroom.exporting.coreml import writing as coreml
 from stillroom.exporting.executorch import writing as executorch
 from stillroom.exporting.gguf import writing as gguf
 from stillroom.exporting.language import huggingface
@@ -29,6 +30,7 @@ TARGETS: dict[str, Target] = {
     "litert": Target(litert.write, litert.PRECISIONS, litert.unsupported),
     "tflm": Target(litert.write_micro, litert.PRECISIONS, litert.unsupported_micro),
     "executorch": Target(executorch.write, executorch.PRECISIONS, executorch.unsupported),
+    "coreml": Target(coreml.write, coreml.PRECISIONS, coreml.unsupported, unproven=coreml.WHY),
 }
 
 

@@ -69,13 +69,14 @@ def private_key(path: str | Path) -> EllipticCurvePrivateKey:
     if b"PRIVATE KEY-----" not in content:
         raise UsageError(f"{path} holds no private key (PEM), and signing needs one. {MAKE_ONE}")
     try:
-        return _on_a_curve(load_pem_private_key(content, None), path)
+        found = load_pem_private_key(content, None)
     except TypeError:
         raise UsageError(
             f"{path} is encrypted, which is not supported. Decrypt it with: openssl ec -in {path} -out key.pem"
         ) from None
     except ValueError as error:
         raise UsageError(f"{path} is not readable as a private key ({_line(error)}). {MAKE_ONE}") from None
+    return _on_a_curve(found, path)
 
 
 def public_key(path: str | Path) -> Signer:

@@ -214,7 +214,7 @@ class ExportPart(BaseModel):
     path: str
     sha256: Sha256
     bytes: Count
-    passed: bool
+    passed: bool | None = Field(description="null: converted on a machine that cannot run it")
     examples: Count | None
     largest_difference: float | None
     agreement: float | None

@@ -178,7 +178,8 @@ def _export(found: Mapping[str, Any]) -> dict[str, Any]:
         "file": found.get("file", ""),
         "chosen": chosen_int8(found),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "passed": bool(found.get("passed")),
+        "passed": found.get("unproven") or ("passed" if found.get("passed") else "FAILED"),
+        "mark": "yes" if found.get("passed") else "" if found.get("unproven") else "no",
     }
 
 

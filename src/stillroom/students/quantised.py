@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stillroom.errors import DataError, UsageError
 from stillroom.students.networks import Student
-from stillroom.students.rounding import Precision, Rounding, range_of, round_layers, rounded_layers
+from stillroom.students.rounding import Precision, Rounding, range_of, round_layers, rounded_layers, unround_layers
 from stillroom.types import Examples, check_batch_of
 
 ROWS = 256  # of inputs, spread evenly, that fix the ranges of activations
@@ -48,6 +48,16 @@ def quantised(
         assert examples is not None
         _fix_ranges(student, made, examples)
     return dataclasses.replace(made, rounding=rounding)
+
+
+def unrounded(student: Student) -> Student:
+    """A float copy of a rounded student: the values that its integers stand for; what layers are given is not rounded.
+
+    For runtimes that round by their own rules: their scales are near these, and their answers near the student's.
+    """
+    made = student.copy()
+    unround_layers(made.net)
+    return dataclasses.replace(made, rounding=None)
 
 
 @torch.no_grad()

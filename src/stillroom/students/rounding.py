@@ -171,6 +171,15 @@ def rounded_layers(net: nn.Module) -> dict[str, Any]:
     }
 
 
+def unround_layers(net: nn.Module) -> None:
+    """Back to plain layers, in place, with the float weights that their integers stand for."""
+    for layer in rounded_layers(net).values():
+        with torch.no_grad():
+            layer.weight.copy_(spread(*layer.rounded.integers(layer)))
+        layer.__class__ = type(layer).__mro__[1]
+        del layer.rounded
+
+
 def _fold_batch_norms(net: nn.Module) -> None:
     for chain in [module for module in net.modules() if isinstance(module, nn.Sequential)]:
         names = list(chain._modules)

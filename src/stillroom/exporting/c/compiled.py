@@ -61,7 +61,9 @@ def entry(path: Path, kind: str = "run", flags: tuple[str, ...] = FLAGS) -> tupl
     inputs, outputs = map(int, sizes)
     place = Path(tempfile.mkdtemp(prefix="stillroom-c-"))
     try:
-        _compile(path, place / "model.so", (*flags, "-shared", "-fPIC"))
+        # Linked without the flags: -ffast-math would there make this whole process lose its subnormal numbers.
+        _compile(path, place / "model.o", (*flags, "-c", "-fPIC"))
+        _compile(place / "model.o", place / "model.so", ("-shared",))
         library = ctypes.CDLL(str(place / "model.so"))
     finally:
         shutil.rmtree(place)  # what is loaded stays mapped

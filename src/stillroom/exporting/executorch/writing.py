@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from stillroom.errors import UsageError
 from stillroom.exporting import program
-from stillroom.exporting.apart import Apart, Runtime
-from stillroom.exporting.apart.process import ApartError
+from stillroom.exporting.apart import Runtime
 from stillroom.exporting.artifact import Tensors, Written
 from stillroom.exporting.executorch import inside
 from stillroom.students.networks import Student
@@ -33,18 +30,10 @@ def write(
     Raises UsageError for a network that torch.export or the lowering cannot take.
     """
     path = path.with_suffix(".pte")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as place, Apart(ENVIRONMENT, SCRIPT) as apart:
-        program.write_program(student, tensors, Path(place) / "program.pt2")
-        settings = {"program": str(Path(place) / "program.pt2"), "path": str(path.absolute()), "precision": precision}
-        try:
-            said, _ = apart.call("convert", settings, program.columns_of(calibration))
-            described, _ = apart.ask({"open": {"path": str(path.absolute())}}, {})
-        except ApartError as error:
-            raise UsageError(
-                f"ExecuTorch cannot take the network of {student.name!r}: {str(error)[:600]} Use onnx."
-            ) from error
-    return Written(path, open_model, {**said, **described, "output": student.answers, "batch": 1})
+    notes = program.convert_apart(
+        "ExecuTorch", (ENVIRONMENT, SCRIPT), student, tensors, calibration, path, precision, opened={}
+    )
+    return Written(path, open_model, notes)
 
 
 def open_model(path: Path) -> Runtime:

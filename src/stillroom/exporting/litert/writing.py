@@ -6,15 +6,11 @@ scales, and ``open_model`` here does it. ``int8_dynamic`` keeps float inputs and
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from stillroom.errors import UsageError
 from stillroom.exporting import program
-from stillroom.exporting.apart import Apart, Runtime
-from stillroom.exporting.apart.process import ApartError
+from stillroom.exporting.apart import Runtime
 from stillroom.exporting.artifact import Tensors, Written
 from stillroom.exporting.litert import inside
 from stillroom.students.networks import Student
@@ -61,20 +57,10 @@ def write_micro(
 def _written(
     student: Student, tensors: Tensors, calibration: Iterable[Tensors], path: Path, precision: str, micro: bool
 ) -> Written:
-    path = path.with_suffix(".tflite")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as place, Apart(ENVIRONMENT, SCRIPT) as apart:
-        program.write_program(student, tensors, Path(place) / "program.pt2")
-        settings = {"program": str(Path(place) / "program.pt2"), "path": str(path.absolute()), "precision": precision}
-        try:
-            said, _ = apart.call("convert", settings, program.columns_of(calibration))
-            described, _ = apart.ask({"open": {"path": str(path.absolute()), "micro": micro}}, {})
-        except ApartError as error:
-            kind = "TFLite Micro" if micro else "LiteRT"
-            raise UsageError(
-                f"{kind} cannot take the network of {student.name!r}: {str(error)[:600]} Use onnx."
-            ) from error
-    notes: dict[str, Any] = {**said, **described, "output": student.answers, "batch": 1}
+    path, title = path.with_suffix(".tflite"), "TFLite Micro" if micro else "LiteRT"
+    notes = program.convert_apart(
+        title, (ENVIRONMENT, SCRIPT), student, tensors, calibration, path, precision, opened={"micro": micro}
+    )
     return Written(path, open_micro if micro else open_model, notes)
 
 

@@ -1,0 +1,1 @@
+"""Core ML: written here, run on macOS only."""
