@@ -80,6 +80,19 @@ def test_int8_in_both_ways(net, tmp_path, monkeypatch):
     assert "int8_t" in artifact.path.read_text()
 
 
+def test_a_student_trained_in_int8_ships_its_own_integers(tmp_path):
+    """Nothing is calibrated: the source answers as the rounded student does, to the last bits of a float."""
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    data = examples((1, 8, 8))
+    rounded = sr.quantised(sr.Student(made, answers="values"), "int8", data)
+    artifact = sr.export(rounded, data, tmp_path, target="c", precision="int8", progress=False)
+    assert artifact.verify["passed"]
+    assert artifact.verify["quantisation"]["method"] == "trained"
+    assert artifact.verify["largest_difference"] < 1e-4
+    assert "int8_t" in artifact.path.read_text()
+
+
 @pytest.mark.parametrize("kind", ["run", "run_clamped", "run_within"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, 5])
