@@ -8,6 +8,7 @@ import torch
 
 from stillroom.control import drive, gymnasium, pybullet, stable_baselines3
 from stillroom.errors import DataError, FolderError, UsageError
+from stillroom.provenance.terms.table import load_table
 from stillroom.types import Batch
 
 pytest.importorskip("pybullet_data", reason="needs the extra policies")
@@ -47,6 +48,15 @@ def test_a_policys_file_is_read_and_not_run(tmp_path):
     with pytest.raises(ValueError, match="malformed"):
         pybullet._arrays(path)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("robot", sorted(pybullet.ROBOTS))
+def test_a_shipped_policys_terms_are_known(robot):
+    """The licence of the policy and of its robot has a row in the terms table, so a recipe passes the gate as it is."""
+    policy, known = pybullet.teacher(robot), load_table()
+    for licence in (policy.identity.licence, pybullet.task(robot).licence):
+        (row,) = known.find(licence)
+        assert (row.id, row.output_use) == ("Zlib", "permitted")
 
 
 def test_a_walk_follows_from_its_start_alone(capfd):

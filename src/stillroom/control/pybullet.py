@@ -63,6 +63,8 @@ def task(robot: str, horizon: int = 1000, disturbance: float = 0.0) -> Task:
         horizon=horizon,
         period=PERIOD,
         disturbance=disturbance,
+        licence="Zlib",
+        source=f"PyPI pybullet {metadata.version('pybullet')}",
     )
 
 
