@@ -16,8 +16,8 @@ import torch
 import stillroom as sr
 from endpoint_world import CHOICES, Proxy, asker, colours, llama_server
 from stillroom.errors import DataError, EndpointError, SignalError, UsageError
+from stillroom.language.prompts import Prompt
 from stillroom.teachers.endpoint.journal import Journal, Request
-from stillroom.teachers.endpoint.prompts import Prompt
 from stillroom.teachers.endpoint.reading import Choice, Label, Text, Tokens
 from stillroom.teachers.endpoint.words import first_tokens, spellings
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from stillroom.recording import Likely as Likely
     from stillroom.recording import Recording as Recording
     from stillroom.recording import Sampled as Sampled
+    from stillroom.recording import Texts as Texts
     from stillroom.recording import TopK as TopK
     from stillroom.recording import record as record
     from stillroom.rollouts import Rollouts as Rollouts
@@ -84,7 +85,17 @@ _PLACES = {
     "stillroom.objectives.on_policy": ("SampledReverseKL",),
     "stillroom.plan": ("Plan",),
     "stillroom.checking": ("preflight",),
-    "stillroom.recording": ("Everything", "Features", "Hidden", "Likely", "Recording", "Sampled", "TopK", "record"),
+    "stillroom.recording": (
+        "Everything",
+        "Features",
+        "Hidden",
+        "Likely",
+        "Recording",
+        "Sampled",
+        "Texts",
+        "TopK",
+        "record",
+    ),
     "stillroom.rollouts": ("Rollouts",),
     "stillroom.students": ("Student",),
     "stillroom.students.quantised": ("quantised",),

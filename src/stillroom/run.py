@@ -95,23 +95,20 @@ class Run:
         offered: dict[str, Any] = {"examples": train, "folder": self.base, "progress": self.progress}
         if self.claimed:  # a teacher that is trained keeps its work there, so that every stage opens one
             offered["workspace"] = self.folder / "teacher"
-        if train.classes is not None:
-            offered |= {"classes": train.classes}
-        return offered
+        return offered | ({} if train.classes is None else {"classes": train.classes})
 
     @cached_property
     def pool(self) -> Any:
         """The rows that the student learns from, those without an answer left out where the recipe allows it."""
-        return self._covered("pool")
+        return self._covered(self.data["pool"], "pool")
 
     @cached_property
     def test(self) -> Any:
         """The rows that are measured on; as ``pool``."""
-        return self._covered("test")
+        return self._covered(self.data["test"], "test")
 
-    def _covered(self, what: str) -> Any:
+    def _covered(self, rows: Any, what: str) -> Any:
         """A teacher that can be asked has answers to all rows, and need not be built for that."""
-        rows = self.data[what]
         if self.recipe.teacher.use == PUBLISHED:
             return self.teacher.covering(rows, what)
         if not has_endpoint(self.recipe.teacher):
@@ -142,8 +139,6 @@ class Run:
     def allowed(self) -> Decision:
         """The gate's decision; raises what the terms do not allow (exit codes 3, 4, 5), before anything is asked."""
         return pass_gate(self.question, self.folder if self.claimed else None, self.recipe.name)
-
-    # The stages, in order.
 
     def check(self) -> tuple[tuple[Check, ...], Estimate | None]:
         """Preflight: what would go wrong later, and what it will cost. Asks the gate first."""
@@ -195,6 +190,11 @@ class Run:
             progress=self.progress,
         )
 
+    @property
+    def said(self) -> Any:
+        """What the student learns from: the recorded answers."""
+        return open_recording(self.folder / "recording", self.base)
+
     def place(self, role: str, seed: int) -> Path:
         """student/ and alone/ for the first seed, seeds/N/student for the others."""
         return self.folder / role if seed == self.recipe.seeds[0] else self.folder / "seeds" / str(seed) / role
@@ -202,15 +202,14 @@ class Run:
     def fit(self) -> dict[str, list[Student]]:
         """Train the student, and the control alone, once per seed."""
         _ = self.allowed
-        recording = open_recording(self.folder / "recording", self.base)
-        pool, labelled = self.pool, self.data["labelled"]
+        pool, labelled, said = self.pool, self.data["labelled"], self.said
         trained: dict[str, list[Student]] = {"student": [], "alone": []}
         for seed in self.recipe.seeds:
             start, plan = self.student(seed), plan_of(self.recipe, seed, len(pool))
             common: dict[str, Any] = {"plan": plan, "trackers": self.recipe.trackers, "progress": self.progress}
             common |= {"quantise": self.recipe.student.quantise, "inputs": pool}
             folder = self.place("student", seed)
-            trained["student"].append(train(start, recording, pool, self.objective, folder=folder, **common))
+            trained["student"].append(train(start, said, pool, self.objective, folder=folder, **common))
             if self.recipe.alone is not None:
                 trained["alone"].append(self._control(start, seed, labelled, common))
         return trained
@@ -302,7 +301,8 @@ def open_run(
     if ready.threads is not None:
         torch.set_num_threads(ready.threads)
     place = Path(folder) if folder is not None else Path("runs") / ready.name
-    kind = Run if ready.data.driving is None else settings.resolve("stillroom.run_driving:DrivenRun")
+    other = "run_writing:WrittenRun" if ready.writes else "run_driving:DrivenRun" if ready.data.driving else None
+    kind = Run if other is None else settings.resolve(f"stillroom.{other}")
     run = kind(ready, place, base, progress, claim)
     if claim:
         _ = run.sources  # a file that is not there must not cost the folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from stillroom.control.episodes import Episodes
 from stillroom.control.task import Task
 from stillroom.data.table import Table
 from stillroom.measures.bootstrap import Interval
+from stillroom.measures.scored import Scored
 from stillroom.measures.sums import RatioOfSums
 from stillroom.types import Batch, Metric, Model, Signal
 
@@ -29,14 +30,8 @@ DISTURBED = 1  # the seed of the disturbance: the same noise for every policy
 
 
 @dataclass(frozen=True, eq=False)
-class Outcomes:
-    """What a policy did, as a Model: a batch of starts -> values [B, COLUMNS], evaluated like answers."""
-
-    rows: Mapping[str, tuple[float, ...]]  # 'task/start' -> the numbers
-    answers_from_disk = True
-
-    def __call__(self, batch: Batch) -> Signal:
-        return Signal(values=torch.tensor([self.rows[name] for name in batch.ids], dtype=torch.float64))
+class Outcomes(Scored):
+    """What a policy did, as a Model: a batch of starts ('task/start') -> values [B, COLUMNS]."""
 
     def share(self, column: str) -> Interval:
         """The mean of a column of 0 and 1 over all starts, with its interval."""

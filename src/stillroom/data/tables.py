@@ -137,6 +137,7 @@ def from_rows(
     label: str | None = None,
     id: str | None = None,
     classes: Sequence[str] | None = None,
+    beside: Sequence[str] = (),
     name: str = "rows",
     licence: str = "unknown",
     source: str = "unknown",
@@ -148,10 +149,11 @@ def from_rows(
     [N, D]; a column of lists of numbers gives [N, ...]. ``label``: class names, or float targets where ``classes`` is
     not given, every value is a number and one of them is written with a point; a missing label is unlabelled. ``id``:
     unique names; without it rows are named by position, so a file that grows must grow at its end. ``classes``: their
-    order, by default sorted. Raises UsageError for a column that is not there (with the nearest name), DataError for
-    values that do not fit (which row).
+    order, by default sorted. ``beside``: further columns of texts under their own names, '' where one is missing (what
+    a prompt shows, a person's answer). Raises UsageError for a column that is not there (with the nearest name),
+    DataError for values that do not fit (which row).
     """
-    for wanted in (text, label, id, *(columns or ())):
+    for wanted in (text, label, id, *(columns or ()), *beside):
         if wanted is not None and wanted not in rows:
             raise UsageError(f"there is no column {wanted!r}{nearest(wanted, rows)}")
     count = len(next(iter(rows.values()))) if rows else 0
@@ -163,6 +165,10 @@ def from_rows(
     inputs: dict[str, Any] = {}
     if text is not None:
         inputs["text"] = tuple(_text(value, text, ids[row]) for row, value in enumerate(rows[text]))
+    for also in beside:
+        inputs[also] = tuple(
+            "" if value is None else _text(value, also, ids[row]) for row, value in enumerate(rows[also])
+        )
     if columns:
         inputs["x"] = _numbers(rows, columns, ids)
     labels, order = _labels(rows[label], classes, label, ids) if label else (None, tuple(classes) if classes else None)

@@ -39,7 +39,7 @@ class Chat:
         Raises DataError, naming the conversation, when it has no answer, or when the template rewrites earlier turns
         (removes their thoughts), so that no one rendering holds them all.
         """
-        whole = self._render(tokenizer, messages)
+        whole = self.text(tokenizer, messages)
         encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
         if self.learn == "all":
@@ -52,8 +52,8 @@ class Chat:
 
     def _span(self, tokenizer: Any, messages: Sequence[Message], number: int, whole: str, name: str) -> tuple[int, int]:
         """The characters of one answer within the whole text."""
-        before = self._render(tokenizer, messages[:number], prompt=True)
-        until = self._render(tokenizer, messages[: number + 1])
+        before = self.text(tokenizer, messages[:number], prompt=True)
+        until = self.text(tokenizer, messages[: number + 1])
         if not (whole.startswith(until) or number + 1 == len(messages)) or not whole.startswith(before):
             raise DataError(
                 f"conversation {name!r}: the chat template writes message {number} otherwise once others follow (it "
@@ -61,7 +61,8 @@ class Chat:
             )
         return len(before), len(until)
 
-    def _render(self, tokenizer: Any, messages: Sequence[Message], prompt: bool = False) -> str:
+    def text(self, tokenizer: Any, messages: Sequence[Message], prompt: bool = False) -> str:
+        """The conversation as the template writes it; ``prompt``: and the beginning of an answer after it."""
         return tokenizer.apply_chat_template(
             list(messages),
             chat_template=self._template(tokenizer),

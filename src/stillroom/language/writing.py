@@ -5,7 +5,7 @@ The order and number of texts that are written together changes none of them, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,22 @@ def write(
         inner.generation_config = own
     ids, log_probs = found[:, tokens.shape[1] :].tolist(), torch.stack(draw.log_probs, 1).tolist()
     return [_until_end(row, values, set(ends)) for row, values in zip(ids, log_probs, strict=True)]
+
+
+@torch.no_grad()
+def greedy(net: Any, prompt: Tensor, most: int, ends: Collection[int] = ()) -> Iterator[int]:
+    """The most probable next ids after a prompt [1, P], one by one, with the keys and values of earlier ones kept.
+
+    Stops after ``most``, or with the first of ``ends``. Nothing of the model's generation settings is used.
+    """
+    read, cache = prompt, None
+    for _ in range(most):
+        said = net(input_ids=read, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        token, cache = int(said.logits[0, -1].argmax()), said.past_key_values
+        yield token
+        if token in ends:
+            return
+        read = torch.tensor([[token]], device=prompt.device)
 
 
 def _until_end(ids: list[int], log_probs: list[float], ends: set[int]) -> Written:

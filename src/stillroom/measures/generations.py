@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stillroom.language import boundaries, is_causal
+from stillroom.language.writing import greedy
 from stillroom.measures.asking import Seeds
 from stillroom.types import Examples
 
@@ -22,22 +23,6 @@ def causal_net(model: Any) -> nn.Module | None:
     """The causal language model that a teacher or student holds; None for anything else."""
     net = getattr(model, "net", None)
     return net if isinstance(net, nn.Module) and is_causal(net) else None
-
-
-@torch.no_grad()
-def greedy(net: Any, prompt: Tensor, most: int, ends: Collection[int] = ()) -> Iterator[int]:
-    """The most probable next ids after a prompt [1, P], one by one, with the keys and values of earlier ones kept.
-
-    Stops after ``most``, or with the first of ``ends``. Nothing of the model's generation settings is used.
-    """
-    read, cache = prompt, None
-    for _ in range(most):
-        said = net(input_ids=read, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        token, cache = int(said.logits[0, -1].argmax()), said.past_key_values
-        yield token
-        if token in ends:
-            return
-        read = torch.tensor([[token]], device=prompt.device)
 
 
 def side_by_side(rows: Mapping[str, Seeds], examples: Examples, tokenizer: Any) -> list[dict[str, Any]]:

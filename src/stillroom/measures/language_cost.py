@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
+from stillroom.language.writing import greedy
 from stillroom.measures.bootstrap import Interval, median_interval
 from stillroom.measures.cost import THREADS, answering, weight_bytes
-from stillroom.measures.generations import causal_net, greedy
+from stillroom.measures.generations import causal_net
 from stillroom.types import Examples
 
 PROMPT = 128  # tokens that are read

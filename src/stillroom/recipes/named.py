@@ -32,6 +32,7 @@ TEACHERS = {
     "endpoint": "stillroom.teachers.endpoint:endpoint",
     "run": "stillroom.students.teaching:from_run",
     "published": "stillroom.teachers.published:published",
+    "writer": "stillroom.teachers.writer:writer",
     "sawyer_experts": "stillroom.control.metaworld:experts",
 }
 TASKS = {"sawyer": "stillroom.control.metaworld:sawyer"}
@@ -70,6 +71,7 @@ KEEPS = {
     "likely": "stillroom.recording.likely:Likely",
     "sampled": "stillroom.recording.codecs:Sampled",
     "features": "stillroom.recording.codecs:Features",
+    "texts": "stillroom.recording.texts:Texts",
 }
 VIEWS = {
     "shift": "stillroom.data.views:Shift",

@@ -71,11 +71,14 @@ class Origins:
     def start(self, recipe: Recipe, taught: list[Source]) -> list[Source]:
         """The weights that the student begins with: its teacher's, another model's, or none."""
         use, said = recipe.student, self.terms.student
+        if recipe.writes is not None and recipe.writes.base is not None and use.use == "pruned":
+            base = Use(use="pretrained", model=recipe.writes.base)
+            return [self._source("student", "weights", _model_at(base, self.base), said)]
         if recipe.tokens is not None and use.use == "pruned":
             return [
                 dataclasses.replace(s, place="student", about=f"weights of {s.name}", role="weights") for s in taught
             ]
-        if recipe.tokens is not None and use.use in BEGIN_WITH:
+        if recipe.speaks and use.use in BEGIN_WITH:
             return [self._source("student", "weights", _model_at(use, self.base), said)]
         if said.licence or said.id:
             return [self._source("student", "weights", _Found(recipe.name), said)]

@@ -56,7 +56,7 @@ def look_up(recipe: Recipe, folder: Path) -> None:
         *((use, TEACHERS, "teacher") for use in _members(recipe.teacher)),
         (recipe.baseline, BASELINES, "baseline"),
         (recipe.student.adapter, ADAPTERS, "adapter"),
-        (recipe.student, STUDENTS if recipe.tokens is None else LANGUAGE_STUDENTS, "student"),
+        (recipe.student, LANGUAGE_STUDENTS if recipe.speaks else STUDENTS, "student"),
     ]
     for use, known, what in named:
         if use is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stillroom.recipes.declared import Terms
-from stillroom.recipes.uses import Driving, Strict, Use, driven
+from stillroom.recipes.uses import Driving, Strict, Use, Writing, driven, written
 
 # What is kept of token distributions (decision 0010): draws teach best for their bytes, entries serve every objective.
 DRAWS = {"use": "sampled", "n": 50, "bits": 0}
@@ -139,6 +139,7 @@ class Recipe(Strict):
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
     data: Data
     tokens: Tokens | None = None
+    writes: Writing | None = Field(None, description="the student writes its answers, as the teacher does")
     teacher: Use
     record: Record = Record()
     student: StudentUse
@@ -157,7 +158,7 @@ class Recipe(Strict):
     @classmethod
     def _keep_tokens(cls, content: Any) -> Any:
         """Texts have a default of their own: the whole vocabulary at every position would fill a disk."""
-        content = driven(content)
+        content = written(driven(content))
         if not isinstance(content, dict) or content.get("tokens") is None:
             return content
         record = content.get("record")
@@ -175,6 +176,8 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _fits_tokens(self) -> Recipe:
+        if self.writes is not None and (self.tokens is not None or self.data.views is not None):
+            raise ValueError("writes: answers in words have neither tokens nor data.views; leave those out")
         if self.tokens is not None and (self.data.labels is not None or self.data.views is not None):
             raise ValueError("tokens: texts have no label budget and no views; leave data.labels and data.views out")
         if self.alone is not None and self.alone.epochs is not None and not self.has_validation:
@@ -187,12 +190,17 @@ class Recipe(Strict):
         quantise = self.student.quantise
         if quantise is None:
             return self
-        if self.tokens is not None:
+        if self.speaks:
             raise ValueError("student.quantise: is for networks; of a language model export int8 or q8_0")
         for wanted in self.export:
             if ":" not in wanted.target and wanted.precision != quantise.precision:
                 raise ValueError(f"export: the student is trained in {quantise.precision}, not {wanted.precision}")
         return self
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the student is a causal language model."""
+        return self.tokens is not None or self.writes is not None
 
     @property
     def has_validation(self) -> bool:

@@ -43,6 +43,19 @@ class Driving(Strict):
     cloning: bool = Field(True, description="a control row: the same student, cloned with as many questions")
 
 
+class Writing(Strict):
+    """Answers in words: what the teacher writes becomes what the student learns to write (Kim and Rush 2016)."""
+
+    prompt: str = Field(description="how the student is asked: a Jinja2 template over the columns")
+    answer: str | None = Field(None, description="the column with a person's answer; default: the class, where known")
+    base: str | None = Field(None, description="the model whose tokenizer and layers the student has; default: its own")
+    chat: bool = Field(False, description="ask by the tokenizer's chat template; default: a text to go on with")
+    thinking: bool | None = Field(None, description="the template's thinking switch, where it has one")
+    length: int = Field(256, ge=8, description="tokens of a row: question and answer")
+    new_tokens: int = Field(64, ge=1, description="of an answer, at most")
+    fields: dict[str, Any] | None = Field(None, description="JSON Schema of answers that are JSON: compared by field")
+
+
 def driven(content: Any) -> Any:
     """A recipe's raw content with the defaults of control tasks, which have continuous answers and no labels."""
     if not isinstance(content, dict) or not isinstance(content.get("data"), dict) or not content["data"].get("driving"):
@@ -52,3 +65,12 @@ def driven(content: Any) -> Any:
     student = content.get("student")
     student = {"answers": "values", **student} if isinstance(student, dict) else student
     return {"objective": {"use": "match_values"}, **content, "alone": None, "student": student}
+
+
+def written(content: Any) -> Any:
+    """A recipe's raw content with the defaults of answers in words: texts are kept, and learned as labels."""
+    if not isinstance(content, dict) or not content.get("writes"):
+        return content
+    record = content.get("record") or {}
+    kept = {"keep": [{"use": "texts"}], **record} if isinstance(record, dict) else record
+    return {"objective": {"use": "hard_labels"}, **content, "record": kept}

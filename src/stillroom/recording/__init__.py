@@ -6,6 +6,7 @@ from stillroom.recording.hidden import Hidden
 from stillroom.recording.likely import Likely
 from stillroom.recording.record import record
 from stillroom.recording.store import Recording, open_recording
+from stillroom.recording.texts import Texts
 
 __all__ = [
     "Codec",
@@ -16,6 +17,7 @@ __all__ = [
     "Likely",
     "Recording",
     "Sampled",
+    "Texts",
     "TopK",
     "bytes_kept",
     "open_recording",

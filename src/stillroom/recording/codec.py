@@ -65,6 +65,7 @@ def decode(codecs: Sequence[Codec], rows: Rows, facts: Facts, once: Rows | None 
         values=next((s.values for s in signals if s.values is not None), None),
         features={name: tensor for s in signals for name, tensor in s.features.items()},
         parts={name: part for s in signals for name, part in s.parts.items()},
+        text=next((s.text for s in signals if s.text is not None), None),
     )
 
 

@@ -68,7 +68,7 @@ def threshold_of(
             return found
     if (folder / "signature").exists():
         raise FolderError(f"{folder} is signed, and {FILE} would change it. Choose the threshold first, then sign.")
-    if run.recipe.tokens is not None:
+    if run.recipe.speaks:
         raise UsageError("a cascade is for classes: a language model's answers have no one confidence.")
     found = {"format": FORMAT, **asked, **_chosen(run, student, risk, delta, against)}
     write_json(path, found)

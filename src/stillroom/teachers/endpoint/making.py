@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import UsageError, nearest
+from stillroom.language.prompts import Prompt
 from stillroom.teachers.endpoint.client import Server
 from stillroom.teachers.endpoint.keys import check_name
 from stillroom.teachers.endpoint.money import Price
 from stillroom.teachers.endpoint.pace import Limits
-from stillroom.teachers.endpoint.prompts import Prompt
 from stillroom.teachers.endpoint.reading import Choice, Label, Reading, Score, Text, Tokens
 from stillroom.teachers.endpoint.teacher import Endpoint
 

@@ -12,13 +12,13 @@ from typing import Any, Literal
 from stillroom import settings
 from stillroom.digests import json_digest
 from stillroom.errors import SignalError
+from stillroom.language.prompts import Prompt
 from stillroom.progress import Step, bar
 from stillroom.teachers.endpoint.asking import Terms, ask
 from stillroom.teachers.endpoint.client import Server
 from stillroom.teachers.endpoint.journal import Request, Totals, opened
 from stillroom.teachers.endpoint.money import Outlook, Price
 from stillroom.teachers.endpoint.pace import Limits
-from stillroom.teachers.endpoint.prompts import Prompt
 from stillroom.teachers.endpoint.reading import Choice, Label, Reading
 from stillroom.teachers.endpoint.words import first_tokens, spellings
 from stillroom.types import Batch, Examples, Identity, Signal
