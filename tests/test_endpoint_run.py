@@ -5,7 +5,8 @@ import json
 import pytest
 import yaml
 
-from endpoint_world import CHOICES, Proxy, llama_server
+import stillroom as sr
+from endpoint_world import CHOICES, Proxy, asker, colours, llama_server
 from stillroom import provenance
 from stillroom.errors import UndecidedError
 from stillroom.run import open_run
@@ -96,3 +97,20 @@ def test_a_providers_terms_come_first(server, tmp_path, monkeypatch):
         with pytest.raises(UndecidedError, match="whose account asked"):
             run.record()
         assert proxy.asked == []
+
+
+def test_what_a_server_writes_is_kept_and_counted_once(server, tmp_path):
+    """Texts of the real server: recorded as they stand in the journal, JSON checked and re-asked, never guessed."""
+    table = colours(6)
+    schema = {"type": "object", "properties": {"colour": {"enum": list(CHOICES)}}, "required": ["colour"]}
+    plain = asker(server, tmp_path, reads="text", max_tokens=4)
+    kept = sr.record(plain, table, tmp_path / "plain", keep=[sr.Texts()], progress=False)
+    assert kept(table.batch(range(6))).text == plain(table.batch(range(6))).text
+    with Proxy(server) as proxy:
+        picky = asker(proxy.url, tmp_path, reads="text", schema=schema, max_tokens=24)
+        said = sr.record(picky, table, tmp_path / "json", keep=[sr.Texts()], progress=False)(table.batch(range(6))).text
+        asked = len(proxy.questions)
+        assert [json.loads(text)["colour"] in CHOICES for text in said] == [True] * 6
+        assert picky(table.batch([3])).text == said[3:4]
+        assert len(proxy.questions) == asked  # from the journal
+    assert kept.manifest["teacher"]["kind"] == "endpoint"

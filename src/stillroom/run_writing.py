@@ -212,8 +212,8 @@ class WrittenRun(Run):
         written = {name: [self._written(one, rows, name) for one in seeds] for name, seeds in models.items()}
         texts = {"teacher": theirs, **{name: found[0][0] for name, found in written.items()}}
         write_bytes(folder / ANSWERS, lines_of(texts, human))
-        made = {name: [self._scored(said, theirs, human) for said, _ in found] for name, found in written.items()}
-        first = self._scored(theirs, theirs, human)
+        made = {name: [self._numbers(said, theirs, human) for said, _ in found] for name, found in written.items()}
+        first = self._numbers(theirs, theirs, human)
         known = any(text is not None for text in human.values())
         right = torch.ones(len(rows), 1)
         wanted = Table({"question": rows.ids}, rows.ids, labels=right, name=rows.name, licence=rows.licence)
@@ -248,7 +248,7 @@ class WrittenRun(Run):
             )
         return zip(batch.ids, said, strict=True)
 
-    def _scored(self, said: Mapping[str, str], theirs: Mapping[str, str], human: Mapping[str, str | None]) -> Any:
+    def _numbers(self, said: Mapping[str, str], theirs: Mapping[str, str], human: Mapping[str, str | None]) -> Any:
         return scored(said, theirs, human, self.writing.fields)
 
     def _written(self, student: Student, rows: Table, name: str) -> tuple[dict[str, str], list[float]]:
