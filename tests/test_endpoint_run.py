@@ -107,7 +107,7 @@ def test_what_a_server_writes_is_kept_and_counted_once(server, tmp_path):
     kept = sr.record(plain, table, tmp_path / "plain", keep=[sr.Texts()], progress=False)
     assert kept(table.batch(range(6))).text == plain(table.batch(range(6))).text
     with Proxy(server) as proxy:
-        picky = asker(proxy.url, tmp_path, reads="text", schema=schema, max_tokens=24)
+        picky = asker(proxy.url, tmp_path, reads="text", schema=schema, route="chat", max_tokens=24)
         said = sr.record(picky, table, tmp_path / "json", keep=[sr.Texts()], progress=False)(table.batch(range(6))).text
         asked = len(proxy.questions)
         assert [json.loads(text)["colour"] in CHOICES for text in said] == [True] * 6

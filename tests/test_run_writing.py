@@ -145,7 +145,7 @@ def test_recipes_of_writing_are_checked():
             check_recipe({**RECIPE, **changes})
 
     fails("neither tokens nor data.views", tokens={"length": 64})
-    fails("promt", writes={"promt": "x"})
+    fails("prompts", writes={"prompts": "x"})
     fails("of a language model export int8", student={**RECIPE["student"], "quantise": "int8"})
     assert check_recipe(RECIPE).record.keep[0].use == "texts"
     assert check_recipe(RECIPE).objective.use == "hard_labels"
