@@ -330,6 +330,10 @@ def test_first_tokens_by_hand():
     torch.testing.assert_close(row, torch.tensor([0.75, 0.25]))
     (row,) = reading.signal([[said(top[0], top[3])]]).logits.values.exp()
     torch.testing.assert_close(row, torch.tensor([0.5 / 0.55, 0.05 / 0.55]))
+    leaning = Choice(("A", "B"), prior=(0.75, 0.25), pieces=pieces)  # what it leans to, divided out: nothing is left
+    torch.testing.assert_close(leaning.signal([[said(*top)]]).logits.values.exp(), torch.tensor([[0.5, 0.5]]))
+    with pytest.raises(UsageError, match=r"prior=\[1.0\]: give each of 2 classes a number above 0"):
+        Choice(("A", "B"), prior=(1.0,))
     assert reading.problem(said(("The", -0.1))).startswith("0.00% of the probability")
     with pytest.raises(SignalError, match="no top_logprobs"):
         reading.need(said(), "a server")

@@ -139,7 +139,7 @@ def test_without_a_persons_answers_there_is_no_control(place):
         run.fit()
 
 
-def test_recipes_of_writing_are_checked():
+def test_recipes_of_writing_are_checked(place):
     def fails(match, **changes):
         with pytest.raises(UsageError, match=match):
             check_recipe({**RECIPE, **changes})
@@ -147,5 +147,7 @@ def test_recipes_of_writing_are_checked():
     fails("neither tokens nor data.views", tokens={"length": 64})
     fails("prompts", writes={"prompts": "x"})
     fails("of a language model export int8", student={**RECIPE["student"], "quantise": "int8"})
+    with pytest.raises(UsageError, match="there is no metric 'exakt'; did you mean 'exact'"):
+        open_run(written(place, evaluate={"metric": "exakt"}), place / "no", claim=False)
     assert check_recipe(RECIPE).record.keep[0].use == "texts"
     assert check_recipe(RECIPE).objective.use == "hard_labels"

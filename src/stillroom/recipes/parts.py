@@ -14,6 +14,7 @@ from stillroom.errors import UsageError, nearest
 from stillroom.exporting import target_of
 from stillroom.fitting.devices import check_trackers
 from stillroom.measures import METRICS
+from stillroom.measures.texts import metrics_for
 from stillroom.objectives import Mix
 from stillroom.plan import Plan
 from stillroom.recipes.named import (
@@ -84,9 +85,14 @@ def metrics_of(recipe: Recipe, folder: Path) -> list[Any] | None:
     the choice to evaluate.
     """
     named, headline = recipe.evaluate.metrics, recipe.evaluate.metric
+    known = METRICS if recipe.writes is None else {metric.name for metric in metrics_for(True, {})}
     for name in (*(named or ()), *((headline,) if headline else ())):
-        if ":" not in name and name not in METRICS:
-            raise UsageError(f"there is no metric {name!r}{nearest(name, METRICS)}")
+        if ":" not in name and name not in known:
+            raise UsageError(f"there is no metric {name!r}{nearest(name, known)}")
+    if recipe.writes is not None:
+        if named is not None:
+            raise UsageError("evaluate.metrics: answers in words have their own; choose only the headline, metric.")
+        return None
     if headline and named is not None and headline not in named:
         raise UsageError(f"the headline {headline!r} is not among the metrics {', '.join(named)}. Add it there.")
     if named is None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from stillroom import errors
 from stillroom.errors import RecordingError, StillroomError, UsageError, missing_extra
 from stillroom.progress import Step
 from stillroom.recording.writing import Work
@@ -35,7 +36,7 @@ def on_ray(work: Work, numbers: Sequence[int], step: Step) -> None:
     ray: Any = _library()
     with _cluster(ray):
         _quiet_data(ray)
-        there = ray.put(_packed(ray, dataclasses.replace(work, folder=work.folder.resolve())))
+        there = _put(ray, dataclasses.replace(work, folder=work.folder.resolve()))
         workers = max(1, min(len(numbers), int(ray.cluster_resources().get("CPU", 1))))
         rows = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
         written = rows.map(
@@ -46,9 +47,12 @@ def on_ray(work: Work, numbers: Sequence[int], step: Step) -> None:
         )
         try:
             for row in written.iter_rows():
+                if row["error"]:
+                    raise getattr(errors, row["error"])(row["said"])
                 step(int(row["rows"]))
         except ray.exceptions.RayError as error:
-            raise _cause(error) from error
+            last = str(error).strip().splitlines()[-1]
+            raise RecordingError(f"a worker failed: {last}. What was recorded before is whole.") from error
     if missing := [number for number in numbers if not work.path(number).is_file()]:
         raise RecordingError(
             f"the workers wrote {len(missing)} shards where this process cannot see them ({work.path(missing[0])}). "
@@ -61,45 +65,36 @@ class _Writer:
 
     def __init__(self, there: Any, threads: int, places: Sequence[str]):
         import ray
-        from ray import cloudpickle
 
         sys.path += [place for place in places if place not in sys.path]  # the user's own modules
         torch.set_num_threads(threads)  # another number of threads adds in another order
-        self.work: Work = cloudpickle.loads(ray.get(there))
+        self.work: Work = ray.get(there)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         number = int(row["number"])
-        self.work.write(number, _nothing)
-        return {"number": number, "rows": self.work.rows(number)}
+        try:
+            self.work.write(number, _nothing)
+        except StillroomError as error:  # Ray hands on the text of an exception, and not which it was
+            return {"rows": 0, "error": type(error).__name__, "said": str(error)}
+        return {"rows": self.work.rows(number), "error": "", "said": ""}
 
 
 def _nothing(amount: int = 1, note: str = "") -> None:
     """A worker shows no bar: the process that waits for it does."""
 
 
-def _packed(ray: Any, work: Work) -> bytes:
-    """The work as it travels between processes of one recording; it is never read from a file."""
+def _put(ray: Any, work: Work) -> Any:
+    """The work, in the memory that the workers share."""
     for name, module in list(sys.modules.items()):
         if name.startswith(USERS):
             ray.cloudpickle.register_pickle_by_value(module)
     try:
-        return ray.cloudpickle.dumps(work)
+        return ray.put(work)
     except Exception as error:
         raise UsageError(
             f"the teacher or its data cannot travel to Ray's workers ({type(error).__name__}: {error}). "
             "Record with the local engine, or give a teacher that opens what it needs when it is first asked."
         ) from error
-
-
-def _cause(error: BaseException) -> StillroomError:
-    """Our own error as the worker raised it, or Ray's in one line."""
-    found: Any = error
-    while found is not None:
-        for inner in (found, getattr(found, "cause", None)):
-            if isinstance(inner, StillroomError):
-                return inner
-        found = found.__cause__
-    return RecordingError(f"a worker failed: {str(error).strip().splitlines()[-1]}. What was recorded before is whole.")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ def endpoint(
     *,
     system: str | None = None,
     words: Mapping[str, str] | None = None,
+    prior: Mapping[str, float] | None = None,
     route: str = "chat",
     key: str | None = None,
     name: str = "",
@@ -54,9 +55,9 @@ def endpoint(
     """Any OpenAI-compatible server (vLLM, SGLang, llama.cpp, hosted): ``{use: endpoint, url, model, prompt}``.
 
     ``prompt``, ``system``: Jinja2 templates over the columns of an example. ``reads``: ``choice`` (class probabilities
-    from the first token's top log-probs), ``label`` (the class named in the answer; shares of ``samples`` draws),
-    ``text``, ``tokens`` (log-probs of what was written; needs ``vocabulary``) or ``score`` (of the prompt itself;
-    vLLM). ``schema``: JSON Schema of the answer; what does not satisfy it is asked again, ``attempts`` times in all,
+    from the first token's top log-probs; ``prior``: what the model leans to, by class, is divided out), ``label`` (the
+    class named in the answer; shares of ``samples`` draws), ``text``, ``tokens`` (log-probs of what was written; needs
+    ``vocabulary``) or ``score`` (of the prompt itself; vLLM). ``schema``: JSON Schema of the answer; what does not satisfy it is asked again, ``attempts`` times in all,
     then set aside. ``key``: the name of an environment variable, or keyring:SERVICE/USER. ``extra``: further parameters
     of requests. ``limits``: see ``pace.Limits``; ``price``: see ``money.Price``; ``budget``: a hard stop, in the
     price's currency.
@@ -67,7 +68,7 @@ def endpoint(
     names, kind = tuple(classes or ()), "completions" if reads == "score" else route
     longest = max_tokens if max_tokens is not None else LONGEST.get(reads)
     make: dict[str, Callable[[], Reading]] = {
-        "choice": lambda: Choice(_words(names, words), top, least),
+        "choice": lambda: Choice(_words(names, words), top, least, _of_classes("prior", names, prior)),
         "label": lambda: Label(_words(names, words), schema, field, constrain),
         "text": lambda: Text(schema, constrain),
         "tokens": lambda: Tokens(_needed(vocabulary), longest or 1, top),
@@ -121,14 +122,20 @@ def _for_route(decoding: dict[str, Any], route: str) -> dict[str, Any]:
 def _words(classes: Sequence[str], words: Mapping[str, str] | None) -> tuple[str, ...]:
     if not classes:
         raise UsageError("the data has no classes, so there is nothing to choose from: use reads: text.")
-    if words is None:
-        return tuple(classes)
-    for name in words:
+    found = _of_classes("words", classes, words)
+    return tuple(classes) if found is None else tuple(map(str, found))
+
+
+def _of_classes(what: str, classes: Sequence[str], given: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
+    """What is given for each class, in their order. Raises UsageError for one too many or too few."""
+    if given is None:
+        return None
+    for name in given:
         if name not in classes:
-            raise UsageError(f"words names {name!r}, which is no class{nearest(str(name), classes)}")
-    if lacking := [name for name in classes if name not in words]:
-        raise UsageError(f"words has none for {', '.join(lacking[:6])}.")
-    return tuple(str(words[name]) for name in classes)
+            raise UsageError(f"{what} names {name!r}, which is no class{nearest(str(name), classes)}")
+    if lacking := [name for name in classes if name not in given]:
+        raise UsageError(f"{what} has none for {', '.join(lacking[:6])}.")
+    return tuple(given[name] for name in classes)
 
 
 def _needed(vocabulary: int | None) -> int:
