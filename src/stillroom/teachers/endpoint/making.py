@@ -57,10 +57,10 @@ def endpoint(
     ``prompt``, ``system``: Jinja2 templates over the columns of an example. ``reads``: ``choice`` (class probabilities
     from the first token's top log-probs; ``prior``: what the model leans to, by class, is divided out), ``label`` (the
     class named in the answer; shares of ``samples`` draws), ``text``, ``tokens`` (log-probs of what was written; needs
-    ``vocabulary``) or ``score`` (of the prompt itself; vLLM). ``schema``: JSON Schema of the answer; what does not satisfy it is asked again, ``attempts`` times in all,
-    then set aside. ``key``: the name of an environment variable, or keyring:SERVICE/USER. ``extra``: further parameters
-    of requests. ``limits``: see ``pace.Limits``; ``price``: see ``money.Price``; ``budget``: a hard stop, in the
-    price's currency.
+    ``vocabulary``) or ``score`` (of the prompt itself; vLLM). ``schema``: JSON Schema of the answer; what does not
+    satisfy it is asked again, ``attempts`` times in all, then set aside. ``key``: the name of an environment variable,
+    or keyring:SERVICE/USER. ``extra``: further parameters of requests. ``limits``: see ``pace.Limits``; ``price``: see
+    ``money.Price``; ``budget``: a hard stop, in the price's currency.
 
     Raises UsageError for settings that do not fit together.
     """
