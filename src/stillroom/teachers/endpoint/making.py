@@ -65,6 +65,7 @@ def endpoint(
     Raises UsageError for settings that do not fit together.
     """
     _check(key, route, system, samples, attempts)
+    _check_draws(samples, reads, temperature)
     names, kind = tuple(classes or ()), "completions" if reads == "score" else route
     longest = max_tokens if max_tokens is not None else LONGEST.get(reads)
     make: dict[str, Callable[[], Reading]] = {
@@ -76,8 +77,6 @@ def endpoint(
     }
     if reads not in make:
         raise UsageError(f"reads={reads!r}{nearest(reads, make)}")
-    if samples > 1:
-        _check_draws(samples, reads, temperature)
     reading = make[reads]()
     return Endpoint(
         Server(url, key, name), model, Prompt(prompt, system), reading,
@@ -98,7 +97,7 @@ def _check(key: str | None, route: str, system: str | None, samples: int, attemp
 
 
 def _check_draws(samples: int, reads: str, temperature: float | None) -> None:
-    if reads != "label" or not temperature:
+    if samples > 1 and (reads != "label" or not temperature):
         raise UsageError(f"samples={samples} are draws: for reads: label at a temperature above 0 only.")
 
 
