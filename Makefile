@@ -58,12 +58,12 @@ chromium:  # one test reads the report in a browser; where it cannot be installe
 	@command -v chromium >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
 	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || true
 
-slow: setup  ## the tests that take minutes or need peers
+slow: setup chromium  ## the tests that take minutes, peers, or the environments of phone targets (1.3 GB, made once)
+	$(BIN)/python -m stillroom.exporting.apart
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-slow.txt
 	$(BIN)/python -m pytest -m slow $(SHARED)
 
-nightly: setup chromium  ## the tests that need environments of gigabytes, clusters or load (not in .ci/run yet)
-	$(BIN)/python -m stillroom.exporting.apart
+nightly: setup  ## two tests of half an hour: twenty kills of a paid recording, and ADMET-AI (1.7 GB); not in .ci/run
 	$(BIN)/python -m pytest -m nightly
 
 lint: setup  ## ruff, pyright, import-linter, codespell

@@ -106,7 +106,7 @@ def test_a_network_that_branches_on_values_is_named(tmp_path):
         program.write_program(student(Branches), (torch.ones(2, 3),), tmp_path / "p.pt2")
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "precision"), [("litert", "fp32"), ("litert", "int8_dynamic"), ("tflm", "int8")])
 def test_the_file_is_the_student(target, precision, tmp_path):
     """Opened in its own runtime, on every example; reloaded it answers the same, batch by batch or one by one."""
@@ -123,7 +123,7 @@ def test_the_file_is_the_student(target, precision, tmp_path):
         again.predict({"x": torch.zeros(2, 1, 8, 8)})
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int8_dynamic"])
 def test_executorch_is_the_student(precision, tmp_path):
     """Lowered whole to XNNPACK; a batch is asked row by row, and no dimension was narrowed on the way."""
@@ -136,7 +136,7 @@ def test_executorch_is_the_student(precision, tmp_path):
     assert torch.equal(load_artifact(made.folder)(batch).logits.values, made(batch).logits.values)
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_litert_inputs_keep_their_order_and_static_ranges_their_ends(tmp_path):
     """int8 inputs are rounded here; the ranges are the least and the largest of all rows, not a moving average.
 
@@ -166,7 +166,7 @@ def test_a_float_copy_of_a_rounded_student_has_the_values_of_its_integers():
     assert torch.equal(again.rounded.integers(again)[0], integers)
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["litert", "executorch"])
 def test_a_student_trained_in_int8_is_rounded_by_the_targets_own_rules(target, tmp_path):
     """It says so, and is compared with what was trained, not with the float copy."""
@@ -178,7 +178,7 @@ def test_a_student_trained_in_int8_is_rounded_by_the_targets_own_rules(target, t
         export(rounded, pictures(), tmp_path, target, "fp32", progress=False)
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_core_ml_is_converted_and_says_that_nothing_was_proven(precision, tmp_path):
     """An .mlpackage whose program reads and answers as the network's shapes say; nothing here can run it."""

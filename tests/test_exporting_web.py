@@ -19,7 +19,7 @@ needs_package = pytest.mark.skipif(not fetched.is_there(), reason="no npm, and o
 quick = functools.partial(export, target="web", progress=False)
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @needs_browser
 @needs_package
 def test_the_page_answers_like_the_student(tmp_path):

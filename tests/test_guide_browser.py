@@ -17,7 +17,7 @@ COMMANDS = re.findall(r"^```sh\n(.*?)\n```", (ROOT / "docs" / "browser.md").read
 HERE = any(shutil.which(name) for name in browser.BROWSERS) and fetched.is_there()
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.skipif(not HERE, reason="no chromium, or no npm and nothing fetched")
 def test_the_commands_of_the_page(tmp_path):
     """Run, export, serve; then a browser opens the page, which says what the digit is."""

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_page_leads_to_a_phone(tmp_path):
     blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs" / "phone.md").read_text(), re.MULTILINE | re.DOTALL)

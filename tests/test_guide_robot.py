@@ -23,7 +23,7 @@ def test_every_way_of_the_page_is_one():
     assert re.findall(r"^\| `(\w+)` \| ", PAGE, re.MULTILINE) == ["way", *WAYS]
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:gymnasium", "ignore::DeprecationWarning")
 def test_the_page_leads_to_a_running_artefact(tmp_path, monkeypatch, capsys):
     """The commands of the page, then its code: the artefact drives, with stillroom and without."""

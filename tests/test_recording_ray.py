@@ -18,7 +18,7 @@ from stillroom.recording import Features, TopK, record
 ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
 
 pytestmark = [
-    pytest.mark.nightly,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::Warning"),
 ]  # Ray's own, in a process that it starts threads in
 

@@ -21,7 +21,7 @@ import stillroom as sr
 from language_fakes import student as language_student
 from stillroom.students.networks import save_student
 
-pytestmark = pytest.mark.nightly
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 WRK = shutil.which("wrk")
 STILLROOM = [sys.executable, "-m", "stillroom.cli"]
