@@ -151,3 +151,22 @@ def test_recipes_of_writing_are_checked(place):
         open_run(written(place, evaluate={"metric": "exakt"}), place / "no", claim=False)
     assert check_recipe(RECIPE).record.keep[0].use == "texts"
     assert check_recipe(RECIPE).objective.use == "hard_labels"
+
+
+def test_looking_asks_about_a_few_rows_only(place, monkeypatch):
+    """doctor estimates before the teacher is asked about everything."""
+    run = open_run(written(place), place / "look", progress=False, claim=False)
+    assert run.shared == {}
+    asked = []
+    monkeypatch.setattr(type(run.teacher), "__call__", _counting(type(run.teacher).__call__, asked))
+    run.check()
+    assert 0 < sum(asked) <= 4
+    assert not (place / "look").exists()
+
+
+def _counting(answer, asked):
+    def counted(self, batch):
+        asked.append(len(batch))
+        return answer(self, batch)
+
+    return counted

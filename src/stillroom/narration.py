@@ -32,7 +32,7 @@ def say(what: Any) -> None:
 
 def show_checks(run: Run) -> None:
     """Print the preflight; exit 1 when a check failed."""
-    for part, pairs in run.data["shared"].items():
+    for part, pairs in run.shared.items():
         kept = run.recipe.data.duplicates == "allow"
         say(f"{len(pairs)} rows of {part} stand in test too: {'kept' if kept else 'left out'} (data.duplicates)")
     checks, estimate = run.check()

@@ -52,11 +52,15 @@ class Run:
     @cached_property
     def data(self) -> dict[str, Any]:
         """The examples by role: train (with the label budget), labelled, pool (what the student sees), test."""
-        parts, shared = self._divided
         if self.recipe.tokens is not None:
             rows = dict(self.corpus.parts)
-            return rows | {"labelled": rows["train"], "pool": rows["train"], "shared": shared}
-        return by_role(self.recipe, parts, self.base) | {"shared": shared}
+            return rows | {"labelled": rows["train"], "pool": rows["train"]}
+        return by_role(self.recipe, self._divided[0], self.base)
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Pairs of rows of a part and the test that are the same."""
+        return self._divided[1]
 
     @cached_property
     def sources(self) -> dict[str, Table]:
@@ -144,8 +148,10 @@ class Run:
         """Preflight: what would go wrong later, and what it will cost. Asks the gate first."""
         _ = self.allowed
         student, asked = self.student(self.recipe.seeds[0]), has_endpoint(self.recipe.teacher)
-        few = sampled(self.teacher, self.data["pool"], self.data["labelled"]) if asked else None
-        pool, scored = (few.pool, few.labelled) if few else (self.pool, self._scored)
+        labelled = self.data["labelled"]  # what the teacher is scored on before anything starts
+        scored = self.teacher.answered(labelled) if self.recipe.teacher.use == PUBLISHED else labelled
+        few = sampled(self.teacher, self.data["pool"], labelled) if asked else None
+        pool, scored = (few.pool, few.labelled) if few else (self.pool, scored)
         whole = len(self.data["pool"] if few else pool)
         plan = plan_of(self.recipe, self.recipe.seeds[0], whole)
         told = few.told() if few else self._told()
@@ -167,12 +173,6 @@ class Run:
         left = {what: len(self.data[what]) - len(rows) for what, rows in (("pool", self.pool), ("test", self.test))}
         said = "; ".join(f"{count} rows of {what} left out" for what, count in left.items() if count)
         return [Check("published answers", True, "; ".join(filter(None, (self.teacher.told(), said))))]
-
-    @property
-    def _scored(self) -> Any:
-        """The labelled rows that the teacher is scored on before anything starts: those that it answered."""
-        rows = self.data["labelled"]
-        return self.teacher.answered(rows) if self.recipe.teacher.use == PUBLISHED else rows
 
     def record(self) -> Recording:
         """Ask the teacher once; every seed learns from the same answers."""

@@ -82,11 +82,16 @@ class DrivenRun(Run):
             write_episodes(found, path)
         return found
 
+    @property
+    def shared(self) -> dict[str, Any]:
+        """None: nobody drives from a training start in the test."""
+        return {}
+
     @cached_property
     def data(self) -> dict[str, Any]:
         """Before gathering there is only the first state of each task to learn from."""
         train = self.sources["train"]
-        return {"train": train, "labelled": train, "pool": train, "test": self.test, "shared": {}}
+        return {"train": train, "labelled": train, "pool": train, "test": self.test}
 
     @property
     def _offered(self) -> dict[str, Any]:

@@ -63,8 +63,7 @@ class WrittenRun(Run):
     @cached_property
     def tables(self) -> dict[str, Any]:
         """The questions by role, as tables."""
-        parts, shared = self._divided
-        return by_role(self.recipe, parts, self.base) | {"shared": shared}
+        return by_role(self.recipe, self._divided[0], self.base)
 
     @cached_property
     def asked(self) -> dict[str, Table]:
@@ -103,7 +102,7 @@ class WrittenRun(Run):
         """The rows of tokens that are learned and measured; ``labelled``: those that a person answered."""
         train = self.tables["train"]
         labelled = None if self.recipe.alone is None else self.labelled
-        return {"train": train, "labelled": labelled, "pool": self.pool, "test": self.test, "shared": {}}
+        return {"train": train, "labelled": labelled, "pool": self.pool, "test": self.test}
 
     @cached_property
     def pool(self) -> Packed:
