@@ -149,7 +149,8 @@ def _each(teacher: Endpoint) -> float:
 
 
 def _spread(rows: Table, count: int) -> Table:
-    return rows.select(range(0, len(rows), max(1, -(-len(rows) // max(count, 1)))))
+    few = min(count, len(rows))
+    return rows.select([place * len(rows) // few for place in range(few)])
 
 
 def _without(rows: Table, aside: Mapping[str, str]) -> Table:
