@@ -119,3 +119,14 @@ def test_the_bill(server, tmp_path):
     assert made["spent"] == {"asking": pytest.approx(spent), "training": pytest.approx(0.01)}
     assert made["break_even"] == pytest.approx((spent + 0.01) / (spent / 4 - 1e-7))
     assert bill(lambda batch: None, tmp_path) is None
+
+
+def test_an_outlook_knows_what_another_reading_paid(server, tmp_path):
+    """The same questions read in another way are in the journal: their tokens say what the rest will take."""
+    table = colours(40)
+    asker(server, tmp_path, price={"input": 1.0, "output": 1.0})(table.batch([*range(0, 40, 4)]))
+    other = asker(server, tmp_path, price={"input": 1.0, "output": 1.0}, prior={"red": 0.3, "blue": 0.7})
+    found = other.outlook(table, sample=10)
+    assert found.sample == 0  # nothing was paid under its own name
+    assert found.requests == 30
+    assert found.input_tokens > 30 * 5

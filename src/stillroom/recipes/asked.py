@@ -21,7 +21,7 @@ from stillroom.teachers.ensemble import Ensemble
 ENDPOINT = "endpoint"
 ASKED, MONEY = "asked.json", "report/money.json"
 FORMAT, MONEY_FORMAT = "stillroom-asked/1", "stillroom-money/1"
-SCORED = 32  # labelled rows that preflight asks a paid teacher about
+SCORED = 64  # labelled rows that preflight asks a paid teacher about
 THOUSAND, HOUR = 1000, 3600.0
 
 

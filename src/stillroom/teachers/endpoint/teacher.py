@@ -24,6 +24,7 @@ from stillroom.teachers.endpoint.words import first_tokens, spellings
 from stillroom.types import Batch, Examples, Identity, Signal
 
 SAMPLE = 16  # examples that an outlook is measured on
+SIDES = ("input", "output")
 BLOCK = 512  # examples whose prompts are made at a time
 
 
@@ -98,7 +99,8 @@ class Endpoint:
     def outlook(self, examples: Examples, sample: int = SAMPLE) -> Outlook:
         """What asking about ``examples`` will take: tokens, money and time, from a few that it asks, spread evenly."""
         rows = list(range(0, len(examples), max(1, -(-len(examples) // sample))))
-        self._outcomes(examples.batch(rows, None), lambda amount=1, note="": None)
+        seen = examples.batch(rows, None)
+        self._outcomes(seen, lambda amount=1, note="": None)
         missing = 0
         with opened(self.journal) as journal:
             for start in range(0, len(examples), BLOCK):
@@ -106,11 +108,17 @@ class Endpoint:
                 asked = [request for row in range(len(batch)) for request in self._first(batch, row)]
                 missing += len(journal.unanswered(asked))
             spent = journal.totals(self.account)
-        each = max(spent.requests, 1)
-        tokens = spent.input_tokens / each * missing, spent.output_tokens / each * missing
+            known = spent
+            if not spent.requests:  # this sample was paid under another account: with another reading, say
+                said = list(
+                    journal.answers([r.digest for row in range(len(seen)) for r in self._first(seen, row)]).values()
+                )
+                known = Totals(len(said), *(sum(one.get(f"{side}_tokens") or 0 for one in said) for side in SIDES))
+        each = max(known.requests, 1)
+        tokens = known.input_tokens / each * missing, known.output_tokens / each * missing
         return Outlook(
             len(examples), missing, spent.requests, *tokens, self.price.of(*tokens), self.cost(spent),
-            self._seconds(missing, spent.seconds / each, sum(tokens)), self.budget, self.price,
+            self._seconds(missing, known.seconds / each, sum(tokens)), self.budget, self.price,
         )  # fmt: skip
 
     def totals(self) -> Totals:
