@@ -45,7 +45,8 @@ def chosen_int8(found: Mapping[str, Any]) -> str | None:
     if not how.get("method"):
         return None
     kept = ", ".join(f"{name} kept {said['kept']:.4f}" for name, said in (how.get("candidates") or {}).items())
-    return f"{how['method']} ({how.get('why', '?')})" + (f": {kept} of the calibration inputs" if kept else "")
+    why = how.get("why", "the student's own integers and scales" if how["method"] == "trained" else "?")
+    return f"{how['method']} ({why})" + (f": {kept} of the calibration inputs" if kept else "")
 
 
 def _small(value: float | None) -> str:
