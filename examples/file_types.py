@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from stillroom import Table
 from stillroom.errors import DataError
 from stillroom.places import locate
+from stillroom.provenance.audit.power import wilson
+from stillroom.run import open_run
 from stillroom.teachers.onnx import OnnxTeacher, from_onnx
 
 MODEL = "package:magika/models/standard_v3_3"
@@ -181,3 +183,28 @@ def magika(classes: list[str]) -> OnnxTeacher:
         rows=256,
         name="magika standard_v3_3",
     )
+
+
+def by_type(folder: str = "runs/magika", least: int = 15) -> Iterator[str]:
+    """Lines of a table: how a run's student agrees with magika, by the type that magika says (``least`` test files).
+
+    python -c "import file_types; print(*file_types.by_type('../runs/magika'), sep=chr(10))" (in examples/)
+    """
+    run = open_run(folder, claim=False, files=Path(__file__).parent)
+    rows, student = run.test, run.trained()["student"][0]
+    parts = [rows.batch(range(at, min(at + 256, len(rows)))) for at in range(0, len(rows), 256)]
+    truth, said = (
+        torch.cat([model(part).need_logits().values.argmax(-1) for part in parts])
+        for model in (run.teacher, student.predict)
+    )
+    yield "| magika says | files | the student says so too | what else it says most |"
+    yield "|---|---|---|---|"
+    for number in truth.bincount(minlength=len(rows.classes)).argsort(descending=True, stable=True).tolist():
+        here = truth == number
+        total, same = int(here.sum()), int((here & (said == number)).sum())
+        if total < least:
+            continue
+        low, high = wilson(same, total)
+        other = said[here & (said != number)]
+        most = rows.classes[int(other.mode().values)] if len(other) else ""
+        yield f"| {rows.classes[number]} | {total} | {same / total:.2f} ({low:.2f} to {high:.2f}) | {most} |"
