@@ -8,7 +8,8 @@ learns from the teacher's own driving; DAgger asks the teacher about states wher
 in each of three rounds, all rounds kept; both ask the teacher equally often and take equally many optimiser steps.
 Every policy drives from the same unseen starts: mean return with its bootstrap interval, and the worst episode. The
 largest error of an action is over the teacher's states, in units of its range. One training seed; a second tells how
-much of a difference is luck. Writes benchmarks/results/neural_policies.json and docs/neural-policies.svg.
+much of a difference is luck. Robots join those of the same settings in benchmarks/results/neural_policies.json, and
+neural_policies.svg beside it shows them all.
 """
 
 from __future__ import annotations
@@ -28,11 +29,10 @@ from rich.table import Table
 import stillroom as sr
 from stillroom.control import Task, drive, gymnasium, joined, pybullet, rounds_of, stable_baselines3
 from stillroom.environment import environment
-from stillroom.files import write_json
+from stillroom.files import read_json, write_json
 from stillroom.measures import bootstrap
 
 RESULTS = Path(__file__).parent / "results" / "neural_policies.json"
-FIGURE = Path(__file__).parents[1] / "docs" / "neural-policies.svg"
 QUESTIONS, ROUNDS, STEPS, BATCH = 6000, 3, 3000, 128
 FIRST_UNSEEN = 10_000  # starts below are for gathering
 
@@ -50,7 +50,7 @@ ROBOTS = {
     "pendulum": Robot(
         lambda: gymnasium.task("InvertedPendulum-v5", sees=[0, 1], frames=3),
         lambda: stable_baselines3.ppo("InvertedPendulum-v5", 30_000, learning_rate=1e-3, progress=False),
-        ((8,),),
+        ((8,), (4,), (2,), (16,)),
     ),
 }
 
@@ -180,6 +180,12 @@ def _spent(began: float) -> dict[str, Any]:
     return {"cpu_seconds": round(time.process_time() - began, 1), "environment": environment()}
 
 
+def measured_before(results: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The robots that are in the file already; none where they were measured with other settings."""
+    known = read_json(results) if results.is_file() else {}
+    return known["robots"] if all(known.get(name) == value for name, value in settings.items()) else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--robots", nargs="+", default=list(ROBOTS), choices=list(ROBOTS))
@@ -190,13 +196,15 @@ def main() -> None:
     torch.set_num_threads(1)
     console = Console(width=130)
     starts = range(FIRST_UNSEEN, FIRST_UNSEEN + chosen.starts)
-    began, robots = time.process_time(), {}
     settings = {"questions": QUESTIONS, "rounds": ROUNDS, "steps": STEPS, "starts": len(starts), "seed": chosen.seed}
+    robots = measured_before(chosen.results, settings)
     for name in chosen.robots:
+        began = time.process_time()
         for found in measured(name, starts, chosen.seed, console.print):
-            robots[name] = found
-            write_json(chosen.results, {**settings, "robots": robots, **_spent(began)})
-    draw(robots, FIGURE)
+            robots[name] = {**found, **_spent(began)}
+            write_json(chosen.results, {**settings, "robots": robots})
+    robots = {name: robots[name] for name in ROBOTS if name in robots}
+    draw(robots, chosen.results.with_suffix(".svg"))
     console.print(table_of(robots))
 
 

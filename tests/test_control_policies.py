@@ -128,6 +128,10 @@ def test_ppo_is_trained_once_and_kept_without_a_pickle(tmp_path):
     assert torch.equal(teacher(batch).values, again(batch).values)
     with pytest.raises(FolderError, match="another steps"):
         stable_baselines3.ppo(PENDULUM, 7000, learning_rate=1e-3, workspace=tmp_path, progress=False)
+    with pytest.raises(FolderError, match="another gamma, gae_lambda"):
+        stable_baselines3.ppo(
+            PENDULUM, 6000, learning_rate=1e-3, gamma=0.9, gae_lambda=1.0, workspace=tmp_path, progress=False
+        )
     task = gymnasium.task(PENDULUM, horizon=300)
     up, idle = (drive(policy, task, range(3)).returns.mean() for policy in (teacher, _answer))
     assert up > 2 * idle

@@ -10,7 +10,7 @@ import stillroom as sr
 from control_fakes import Controller, cart, small_student
 from stillroom.control import drive
 from stillroom.errors import DataError, UsageError
-from stillroom.replaying import Replayed, _summary, artefacts, closed_loops, models, replay
+from stillroom.replaying import Replayed, _summary, artefacts, closed_loops, models, passed, replay
 from stillroom.report.latencies import shown
 
 
@@ -47,6 +47,20 @@ def test_closed_loops_are_told_beside_the_student(shipped):
     said = replay(artefacts({"c fp32": kinds["c"]}), table, count=100, progress=False)
     page = shown({**said, "closed_loop": found})
     assert page["rows"][0]["loop"].endswith(f"success {found['student']['success']:.0%}")
+
+
+def test_only_what_passed_is_replayed(tmp_path):
+    """An artefact that was refused, or that nothing here can run, does not stop the others from being asked."""
+    said = {
+        "c-fp32": {"passed": True},
+        "c-int8": {"passed": False},
+        "coreml-fp32": {"passed": None, "unproven": "no Mac"},
+        "onnx-fp32": {"passed": True},
+    }
+    for name, verify in said.items():
+        (tmp_path / "exports" / name).mkdir(parents=True)
+        (tmp_path / "exports" / name / "verify.json").write_text(json.dumps(verify))
+    assert [place.name for place in passed(tmp_path)] == ["c-fp32", "onnx-fp32"]
 
 
 def test_every_one_is_asked_as_often_as_is_said(shipped, tmp_path):

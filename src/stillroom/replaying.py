@@ -171,16 +171,20 @@ def closed_loops(policies: Mapping[str, Any], tasks: Sequence[Task], starts: Seq
     return found
 
 
+def passed(folder: Path) -> list[Path]:
+    """The artefacts of a run that passed their verification and run here; one that was refused does not ship."""
+    told = {path.parent: read_json(path) for path in sorted(folder.glob("exports/*/verify.json"))}
+    return [place for place, verify in told.items() if verify.get("passed") is True and not verify.get("unproven")]
+
+
 def replay_run(run: Run, count: int = 100_000, period: float | None = None, starts: int = 20) -> dict[str, Any]:
     """Replay the inputs that a run's student learned from: through each of its artefacts, the student and the teacher.
 
     Of a control task, every artefact and the student also drive from ``starts`` unseen starts (0: none), and the period
     is the task's where none is given. Writes report/replay.json, and the page and the manifest anew.
-    Raises DataError for a run without artefacts.
+    Raises DataError for a run without artefacts that passed.
     """
-    told = sorted(run.folder.glob("exports/*/verify.json"))
-    folders = [path.parent for path in told if not read_json(path).get("unproven")]
-    opened = {place.name.replace("-", " "): load_artifact(place, run.base) for place in folders}
+    opened = {place.name.replace("-", " "): load_artifact(place, run.base) for place in passed(run.folder)}
     if not opened:
         raise DataError(f"{run.folder} has no artefacts (exports/*/verify.json). Run stillroom export first.")
     student = load_student(run.place("student", run.recipe.seeds[0]), run.base)

@@ -22,6 +22,8 @@ from stillroom.progress import bar
 from stillroom.teachers.networks import from_network
 from stillroom.types import Model
 
+OURS = ("environment", "steps", "hidden")  # what PPO's constructor does not take by these names
+
 
 def ppo(
     environment: str,
@@ -29,16 +31,23 @@ def ppo(
     seed: int = 0,
     hidden: tuple[int, ...] = (64, 64),
     learning_rate: float = 3e-4,
+    n_steps: int = 2048,
+    batch_size: int = 64,
+    n_epochs: int = 10,
+    gamma: float = 0.99,
+    gae_lambda: float = 0.95,
     workspace: Path | None = None,
     progress: bool = True,
 ) -> Model:
     """PPO's policy for a gymnasium environment: the column ``state`` [B, S] to the means of its actions [B, A].
 
-    Schulman et al. 2017, with the library's other settings and one environment. With a ``workspace`` the policy
+    Schulman et al. 2017, in one environment; settings have the library's names and defaults, also those that are not
+    here. ``steps``: of the environment in all; ``n_steps``: between two updates. With a ``workspace`` the policy
     is kept there and opened the next time; FolderError for the policy of other settings.
     """
     about = {"environment": environment, "steps": steps, "seed": seed, "hidden": list(hidden)}
-    about |= {"learning_rate": learning_rate}
+    about |= {"learning_rate": learning_rate, "n_steps": n_steps, "batch_size": batch_size, "n_epochs": n_epochs}
+    about |= {"gamma": gamma, "gae_lambda": gae_lambda}
     weights = workspace / "policy.safetensors" if workspace else None
     if weights is not None and weights.is_file():
         found = read_json(weights.with_suffix(".json"))
@@ -87,7 +96,7 @@ def _trained(about: Mapping[str, Any], progress: bool) -> dict[str, Any]:
 
         with torch.random.fork_rng(devices=[]):
             made = _limited(environment)
-            settings: dict[str, Any] = {name: about[name] for name in ("learning_rate", "seed")}
+            settings: dict[str, Any] = {name: value for name, value in about.items() if name not in OURS}
             model = PPO("MlpPolicy", made, policy_kwargs={"net_arch": about["hidden"]}, device="cpu", **settings)
             model.learn(steps, callback=Watch())
             made.close()
