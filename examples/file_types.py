@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -188,15 +188,13 @@ def magika(classes: list[str]) -> OnnxTeacher:
 def by_type(folder: str = "runs/magika", least: int = 15) -> Iterator[str]:
     """Lines of a table: how a run's student agrees with magika, by the type that magika says (``least`` test files).
 
-    python -c "import file_types; print(*file_types.by_type('../runs/magika'), sep=chr(10))" (in examples/)
+    PYTHONPATH=examples python -c "import file_types; print(*file_types.by_type('runs/magika'), sep=chr(10))"
     """
-    run = open_run(folder, claim=False, files=Path(__file__).parent)
+    run = open_run(folder, claim=False, files=Path())
     rows, student = run.test, run.trained()["student"][0]
     parts = [rows.batch(range(at, min(at + 256, len(rows)))) for at in range(0, len(rows), 256)]
-    truth, said = (
-        torch.cat([model(part).need_logits().values.argmax(-1) for part in parts])
-        for model in (run.teacher, student.predict)
-    )
+    models: list[Any] = [run.teacher, student.predict]
+    truth, said = (torch.cat([model(part).logits.values.argmax(-1) for part in parts]) for model in models)
     yield "| magika says | files | the student says so too | what else it says most |"
     yield "|---|---|---|---|"
     for number in truth.bincount(minlength=len(rows.classes)).argsort(descending=True, stable=True).tolist():

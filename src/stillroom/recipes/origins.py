@@ -72,7 +72,7 @@ class Origins:
         """The weights that the student begins with: its teacher's, another model's, or none."""
         use, said = recipe.student, self.terms.student
         if recipe.writes is not None and recipe.writes.base is not None and use.use == "pruned":
-            base = Use(use="pretrained", model=recipe.writes.base)
+            base = Use(**{"use": "pretrained", "model": recipe.writes.base})
             return [self._source("student", "weights", _model_at(base, self.base), said)]
         if recipe.tokens is not None and use.use == "pruned":
             return [
