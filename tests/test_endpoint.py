@@ -362,6 +362,7 @@ def test_labels_by_hand():
     assert "required property" in reading.problem(said(text="{}"))
     assert reading.problem(said(text='{"label": "green"}')) == "'green' is none of red, blue"
     assert reading.decoding()["response_format"]["json_schema"]["schema"] == schema
+    assert Text().problem(said(text=" \n")) == "it is empty"
     assert Text({"type": "array"}).signal([[said(text="[1,\n2]")]]).text == ("[1, 2]",)
     with pytest.raises(UsageError, match="no JSON Schema"):
         Text({"type": "nothing"})

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stillroom.data import Table
+from stillroom.errors import DataError
 from stillroom.evaluation import evaluate
 from stillroom.measures.texts import COLUMNS, beside, lines_of, metrics_for, plain, scored, token_f1
 
@@ -64,6 +65,11 @@ def test_json_is_compared_as_values_field_by_field():
     for broken in ("USAir, 1987", '{"company": "USAir"}', '{"company": "USAir", "year": "1987"}'):
         found = numbers(broken, human, human, SCHEMA)
         assert (found["usable"], found["fields"], found["asked"]) == (0, 0, 2), broken
+
+
+def test_a_persons_answer_that_is_no_json_is_named():
+    with pytest.raises(DataError, match="a person's answer to 'a' is 'USAir', which is no JSON"):
+        numbers("{}", "{}", "USAir", SCHEMA)
 
 
 def test_the_scoreboard_counts_only_what_a_person_answered():

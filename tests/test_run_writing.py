@@ -144,7 +144,10 @@ def test_recipes_of_writing_are_checked(place):
         with pytest.raises(UsageError, match=match):
             check_recipe({**RECIPE, **changes})
 
-    fails("neither tokens nor data.views", tokens={"length": 64})
+    fails("answers in words have no tokens", tokens={"length": 64})
+    fails("have no baseline", baseline={"use": "linear"})
+    fails("have no alone.epochs", alone={"epochs": [1, 2]})
+    fails("no JSON Schema", writes={**RECIPE["writes"], "fields": {"type": "nothing"}})
     fails("prompts", writes={"prompts": "x"})
     fails("of a language model export int8", student={**RECIPE["student"], "quantise": "int8"})
     with pytest.raises(UsageError, match="there is no metric 'exakt'; did you mean 'exact'"):

@@ -132,7 +132,8 @@ class WrittenRun(Run):
         def documents() -> Iterator[tuple[str, Any]]:
             for batch in _batches(rows):
                 for row, text in enumerate(texts(batch)):
-                    yield batch.ids[row], self.exchange.whole(tokenizer, batch, row, text)
+                    if text.strip():  # an empty answer teaches nothing
+                        yield batch.ids[row], self.exchange.whole(tokenizer, batch, row, text)
 
         return pack(
             documents(),

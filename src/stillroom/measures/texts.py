@@ -12,13 +12,14 @@ import jsonschema
 import torch
 from torch import Tensor
 
+from stillroom.errors import DataError
 from stillroom.measures.scored import Scored
 from stillroom.measures.sums import RatioOfSums
 from stillroom.types import Batch, Metric, Signal
 
 SHOWN = 8  # answers side by side on the page
 # The numbers of an example. ``known``: 1 where a person's answer is there; ``fields``: right ones, of ``asked``.
-COLUMNS = ("exact", "f1", "known", "same", "teacher_f1", "usable", "fields", "asked")
+COLUMNS = ("exact", "f1", "known", "same", "usable", "fields", "asked")
 _OUTSIDE = str.maketrans("", "", string.punctuation)
 
 
@@ -40,35 +41,40 @@ def scored(
     human: Mapping[str, str | None],
     schema: Mapping[str, Any] | None = None,
 ) -> Scored:
-    """The numbers of every answer. With a ``schema`` answers are JSON, compared as values and field by field."""
-    return Scored({name: _row(text, teacher[name], human[name], schema) for name, text in answers.items()})
+    """The numbers of every answer. With a ``schema`` answers are JSON, compared as values and field by field.
+
+    Raises DataError for a person's answer that is no JSON where there is a schema.
+    """
+    wanted = {name: None if schema is None else _value(name, text) for name, text in human.items()}
+    rows = {name: _row(text, teacher[name], human[name], wanted[name], schema) for name, text in answers.items()}
+    return Scored(rows)
 
 
-def _row(text: str, teacher: str, human: str | None, schema: Mapping[str, Any] | None) -> tuple[float, ...]:
-    if schema is not None:
+def _value(name: str, text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError:
+        raise DataError(
+            f"a person's answer to {name!r} is {text!r}, which is no JSON, and writes.fields asks for it."
+        ) from None
+
+
+def _row(
+    text: str, teacher: str, human: str | None, wanted: Any, schema: Mapping[str, Any] | None
+) -> tuple[float, ...]:
+    right = asked = 0
+    if schema is None:
+        usable = bool(plain(text))
+        same, exact = plain(text) == plain(teacher), human is not None and plain(text) == plain(human)
+    else:
         said, theirs = read_json_answer(text, schema), read_json_answer(teacher, schema)
-        wanted = None if human is None else json.loads(human)
         right, asked = _fields(said, wanted)
         usable = said is not None
         text, teacher = _canonical(said, text), _canonical(theirs, teacher)
         human = None if human is None else _canonical(wanted, human)
         same, exact = text == teacher, text == human
-    else:
-        right = asked = 0
-        usable = bool(plain(text))
-        same, exact = plain(text) == plain(teacher), human is not None and plain(text) == plain(human)
-    known = human is not None
     f1 = 0.0 if human is None else token_f1(text, human)
-    return (
-        float(exact),
-        f1,
-        float(known),
-        float(same),
-        token_f1(text, teacher),
-        float(usable),
-        float(right),
-        float(asked),
-    )
+    return tuple(map(float, (exact, f1, human is not None, same, usable, right, asked)))
 
 
 def read_json_answer(text: str, schema: Mapping[str, Any]) -> Any:

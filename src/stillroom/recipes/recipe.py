@@ -176,8 +176,13 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _fits_tokens(self) -> Recipe:
-        if self.writes is not None and (self.tokens is not None or self.data.views is not None):
-            raise ValueError("writes: answers in words have neither tokens nor data.views; leave those out")
+        if self.writes is not None:
+            others = {
+                "tokens": self.tokens, "data.views": self.data.views, "data.driving": self.data.driving,
+                "baseline": self.baseline, "alone.epochs": self.alone and self.alone.epochs,
+            }  # fmt: skip
+            if given := [name for name, value in others.items() if value is not None]:
+                raise ValueError(f"writes: answers in words have no {', '.join(given)}; leave that out")
         if self.tokens is not None and (self.data.labels is not None or self.data.views is not None):
             raise ValueError("tokens: texts have no label budget and no views; leave data.labels and data.views out")
         if self.alone is not None and self.alone.epochs is not None and not self.has_validation:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from jsonschema import Draft202012Validator, SchemaError
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Strict(BaseModel):
@@ -54,6 +55,15 @@ class Writing(Strict):
     length: int = Field(256, ge=8, description="tokens of a row: question and answer")
     new_tokens: int = Field(64, ge=1, description="of an answer, at most")
     fields: dict[str, Any] | None = Field(None, description="JSON Schema of answers that are JSON: compared by field")
+
+    @field_validator("fields")
+    @classmethod
+    def _schema(cls, given: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            Draft202012Validator.check_schema(given or {})
+        except SchemaError as error:
+            raise ValueError(f"no JSON Schema (2020-12): {error.message}") from None
+        return given
 
 
 def driven(content: Any) -> Any:

@@ -48,7 +48,7 @@ def on_ray(work: Work, numbers: Sequence[int], step: Step) -> None:
         try:
             for row in written.iter_rows():
                 if row["error"]:
-                    raise getattr(errors, row["error"])(row["said"])
+                    raise getattr(errors, row["error"], RecordingError)(row["said"])
                 step(int(row["rows"]))
         except ray.exceptions.RayError as error:
             last = str(error).strip().splitlines()[-1]

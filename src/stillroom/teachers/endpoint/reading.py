@@ -45,6 +45,8 @@ class Text:
     def problem(self, said: Said) -> str | None:
         if said["finish"] == "content_filter":
             return "the server filtered it"
+        if not said["text"].strip():
+            return "it is empty"
         return None if self.schema is None else _parsed(said["text"], self.schema)[1]
 
     def signal(self, rows: Rows) -> Signal:
