@@ -298,6 +298,7 @@ def test_a_recipe_names_a_file_with_all_of_a_robots_errors(tmp_path):
 
     class Recipe:
         evaluate = Evaluate(metrics=["mae", "arm.py:errors"])
+        writes = None
 
     names = [metric if isinstance(metric, str) else metric.name for metric in metrics_of(Recipe(), tmp_path)]
     assert names[0] == "mae"

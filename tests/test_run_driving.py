@@ -90,10 +90,10 @@ def test_the_page_shows_what_decides(finished):
         assert said in page, said
 
 
-def test_a_finished_run_asks_nobody_again(finished):
-    """Opened in a new process, the stages read what lies there."""
+def test_a_finished_run_asks_nobody_again(finished, tmp_path):
+    """Opened in a new process, the stages read what lies there. A copy: evaluating again measures latencies anew."""
     run, report = finished
-    again = open_run(run.folder, files=run.base, progress=False)
+    again = open_run(shutil.copytree(run.folder, tmp_path / "run"), files=run.base, progress=False)
     again.teacher.asked = 0
     again.record()
     again.fit()
