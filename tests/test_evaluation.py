@@ -332,6 +332,15 @@ def test_examples_without_any_label_are_refused(models):
         run(models, Rows(torch.randn(0, 6), torch.zeros(0, dtype=torch.long)))
 
 
+def test_without_labels_the_compared_examples_are_counted(models):
+    compared = {"metrics": ["kl", "agreement"], "costs": False}
+    report = run(models, Rows(examples_of(40).x, None), **compared)
+    assert report.examples == 40
+    assert "40 examples" in str(report)
+    with pytest.raises(DataError, match="none of the 40 examples counts: every label is -100"):
+        run(models, Rows(examples_of(40).x, torch.full((40,), -100)), **compared)
+
+
 @pytest.mark.parametrize("row", ["teacher", "student"])
 def test_nan_answers_are_refused_by_name(models, row):
     def broken(batch):

@@ -47,7 +47,7 @@ class Report:
     """
 
     metric: str  # the headline
-    examples: int  # labelled ones
+    examples: int  # labelled ones; where no metric reads labels, those that were compared with the teacher
     rows: Mapping[str, Mapping[str, Cell]]
     comparisons: Sequence[Mapping[str, Any]]
     metrics: Mapping[str, Mapping[str, Any]]

@@ -24,7 +24,7 @@ class Asked:
     statistics: dict[str, dict[str, list[Tensor]]] = field(default_factory=dict)  # row, metric -> R tensors [N, S]
     teacher_entropy: float | None = None  # nats, mean over positions
     classes: int | None = None
-    labelled: int = 0  # examples that count
+    labelled: int = 0  # examples that count: labelled ones, or where no metric reads labels all that were compared
     documents: Tensor | None = None  # [N] of rows of texts: the document of which each is a piece
 
     def independent(self, row: str, metric: Metric) -> list[Tensor] | None:
@@ -84,6 +84,11 @@ def ask_all(
     if len(known) == len(documents):
         asked.documents = torch.cat(known)
         asked.labelled = min(asked.labelled, len(asked.documents.unique()))
+    if asked.labelled == 0:  # no labels are needed: what a comparison with the teacher judged
+        parts = (part for row in asked.statistics.values() for seeds in row.values() for part in seeds)
+        asked.labelled = max((int((~part.isnan().any(-1)).sum()) for part in parts), default=0)
+        if asked.labelled == 0 and asked.statistics.keys() - {"teacher"}:
+            raise DataError(f"none of the {total} examples counts: every label is {UNLABELLED}. Leave labels out.")
     if any(len(part) for part in entropies):
         asked.teacher_entropy = float(torch.cat(entropies).double().mean())
     return asked
