@@ -5,7 +5,7 @@
 Teachers: the Ant and Hopper policies that PyBullet ships (2017), and PPO of Stable-Baselines3, trained here for MuJoCo
 InvertedPendulum-v5 on its whole state; that student sees positions only, in three frames, and no velocity. Cloning
 learns from the teacher's own driving; DAgger asks the teacher about states where the student drives, the teacher less
-in each of three rounds, all rounds kept; both ask the teacher equally often and take equally many optimiser steps.
+in each of three rounds, all rounds kept; both ask the teacher equally often, and their last training is equally long.
 Every policy drives from the same unseen starts: mean return with its bootstrap interval, and the worst episode. The
 largest error of an action is over the teacher's states, in units of its range. One training seed; a second tells how
 much of a difference is luck. Robots join those of the same settings in benchmarks/results/neural_policies.json, and
@@ -15,6 +15,7 @@ neural_policies.svg beside it shows them all.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,14 +28,16 @@ from rich.console import Console
 from rich.table import Table
 
 import stillroom as sr
-from stillroom.control import Task, drive, gymnasium, joined, pybullet, rounds_of, stable_baselines3
+from stillroom.control import Task, drive, gymnasium, pybullet, stable_baselines3
+from stillroom.control.answered import Answered
 from stillroom.environment import environment
 from stillroom.files import read_json, write_json
+from stillroom.gathering import FIRST_UNSEEN, Gathering, gather
 from stillroom.measures import bootstrap
+from stillroom.types import identity_of
 
 RESULTS = Path(__file__).parent / "results" / "neural_policies.json"
 QUESTIONS, ROUNDS, STEPS, BATCH = 6000, 3, 3000, 128
-FIRST_UNSEEN = 10_000  # starts below are for gathering
 
 
 @dataclass(frozen=True)
@@ -42,36 +45,39 @@ class Robot:
     task: Callable[[], Task]
     teacher: Callable[[], Any]
     hidden: tuple[tuple[int, ...], ...]  # of the students
+    scale: float = 1.0  # of what they see
+    steps: int = STEPS
 
 
+PPO = {"n_steps": 256, "gamma": 0.999, "learning_rate": 1e-3}  # those of examples/pendulum.yaml
 ROBOTS = {
     "ant": Robot(lambda: pybullet.task("ant"), lambda: pybullet.teacher("ant"), ((33,), (8,), (64,))),
     "hopper": Robot(lambda: pybullet.task("hopper"), lambda: pybullet.teacher("hopper"), ((32,), (8,))),
     "pendulum": Robot(
         lambda: gymnasium.task("InvertedPendulum-v5", sees=[0, 1], frames=3),
-        lambda: stable_baselines3.ppo("InvertedPendulum-v5", 30_000, learning_rate=1e-3, progress=False),
-        ((8,), (4,), (2,), (16,)),
+        lambda: stable_baselines3.ppo("InvertedPendulum-v5", 60_000, **PPO, progress=False),
+        ((16,), (8,), (4,), (2,)),
+        scale=20,
+        steps=6000,
     ),
 }
 
 
-def student_of(task: Task, inputs: int, hidden: Sequence[int], seed: int) -> sr.Student:
+def student_of(task: Task, inputs: int, hidden: Sequence[int], scale: float, seed: int) -> sr.Student:
     factory = "stillroom.students.architectures:mlp"
-    arguments = {"inputs": inputs, "outputs": task.actions, "hidden": list(hidden)}
+    arguments = {"inputs": inputs, "outputs": task.actions, "hidden": list(hidden), "scale": scale}
     return sr.Student.make(factory, arguments, answers="values", seed=seed, name=f"{task.name} student")
 
 
-def distilled(task: Task, teacher: Any, way: str, start: sr.Student, seed: int) -> sr.Student:
-    """QUESTIONS asked in the rounds of ``way``, and STEPS optimiser steps over all rounds together."""
-    rounds, student, kept = rounds_of(way, QUESTIONS, rounds=ROUNDS), start, []
-    for number, one in enumerate(rounds):
-        starts = range(1000 * number + 100 * seed, 1000 * number + 100 * seed + 100)
-        share = {"teacher_share": one.teacher_share, "noise": one.noise, "limit": one.questions, "seed": seed}
-        kept.append(drive(student, task, starts, teacher=teacher, **share))
-        plan = sr.Plan(steps=STEPS // len(rounds), batch_size=BATCH, learning_rate=3e-3, weight_decay=0.0, seed=seed)
-        objective = sr.MatchActions("huber", delta=0.5, clip=(task.low, task.high))
-        student = sr.fit(student, teacher, joined(kept).table(), objective, plan=plan, progress=False)
-    return student
+def distilled(task: Task, teacher: Any, way: str, start: sr.Student, steps: int, seed: int) -> sr.Student:
+    """As a recipe does it: QUESTIONS asked in the rounds of ``way``, then ``steps`` optimiser steps on all of them."""
+    objective = sr.MatchActions("huber", delta=0.5, clip=(task.low, task.high))
+    plan = sr.Plan(steps=steps, batch_size=BATCH, learning_rate=3e-3, weight_decay=0.0, seed=seed)
+    how = Gathering(way, questions=QUESTIONS, rounds=ROUNDS, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        found = gather(start, teacher, [task], objective, how, plan=plan, folder=folder, progress=False)
+    answers = Answered(found.episodes, identity_of(teacher))
+    return sr.fit(found.student, answers, found.episodes.table(), objective, plan=found.plan, progress=False)
 
 
 def closed_loop(policy: Any, task: Task, starts: Sequence[int]) -> dict[str, Any]:
@@ -106,10 +112,10 @@ def measured(name: str, starts: Sequence[int], seed: int, say: Callable[[str], N
     say(f"{name}: teacher, {parameters_of(teacher):,} parameters: {said}")
     rows: list[dict[str, Any]] = []
     for hidden in robot.hidden:
-        untrained = student_of(task, inputs, hidden, seed)
+        untrained = student_of(task, inputs, hidden, robot.scale, seed)
         for way in ("cloning", "dagger"):
             began = time.process_time()
-            student = distilled(task, teacher, way, untrained, seed)
+            student = distilled(task, teacher, way, untrained, robot.steps, seed)
             found = {"way": way, "hidden": list(hidden), "parameters": parameters_of(student)}
             found |= closed_loop(student, task, starts)
             found["largest_error"] = largest_error(student, teacher, task, shown)
@@ -118,7 +124,8 @@ def measured(name: str, starts: Sequence[int], seed: int, say: Callable[[str], N
             kept = f"return {found['mean']['value']:.0f}, worst {found['worst']:.0f}"
             say(f"  {way:<8} {found['parameters']:>6,} parameters: {kept}")
             ordered = sorted(rows, key=lambda row: row["parameters"])
-            yield {"parameters": parameters_of(teacher), "inputs": inputs, "teacher": theirs, "students": ordered}
+            about = {"parameters": parameters_of(teacher), "inputs": inputs, "steps": robot.steps}
+            yield {**about, "teacher": theirs, "students": ordered}
 
 
 def table_of(robots: dict[str, Any]) -> Table:

@@ -60,6 +60,9 @@ def test_unusable_sizes_are_refused():
         Words.fit(["...", ""])
     with pytest.raises(UsageError, match="hidden"):
         mlp(3, 2, hidden=(0,))
+    for scale in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="scale is"):
+            mlp(3, 2, scale=scale)
     with pytest.raises(UsageError, match="at least 4"):
         small_cnn(1, 2, size=3)
     with pytest.raises(UsageError, match="mean"):
@@ -99,6 +102,7 @@ def test_mean_by_hand():
     ("net", "inputs"),
     [
         (mlp(12, 3, (8, 8), 0.1), torch.randn(5, 3, 4)),
+        (mlp(12, 3, (8,), scale=20), torch.randn(5, 3, 4)),
         (small_cnn(1, 3, 4, size=8), torch.randn(5, 8, 8)),
         (small_cnn(2, 3, 4, size=(8, 12)), torch.randn(5, 2, 8, 12)),
     ],
@@ -108,6 +112,13 @@ def test_shapes_and_gradients(net, inputs):
     assert answer.shape == (5, 3)
     answer.sum().backward()
     assert all(p.grad is not None for p in net.parameters())
+
+
+def test_a_scale_multiplies_what_is_seen():
+    plain, scaled = mlp(4, 2, (8,)), mlp(4, 2, (8,), scale=20)
+    scaled.load_state_dict(plain.state_dict())
+    seen = torch.randn(6, 4)
+    torch.testing.assert_close(scaled(seen), plain(20 * seen), rtol=0, atol=0)
 
 
 def test_a_student_of_words_comes_back_from_its_folder(tmp_path):

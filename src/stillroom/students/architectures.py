@@ -5,6 +5,7 @@ No batch normalisation: what a student learns must not depend on how a batch was
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal
@@ -17,10 +18,21 @@ from stillroom.errors import UsageError
 Pooling = Literal["mean", "sqrt", "mean+max"]
 
 
-def mlp(inputs: int, outputs: int, hidden: Sequence[int] = (64,), dropout: float = 0.0) -> nn.Module:
-    """A multilayer perceptron with ReLU: [B, ...] with ``inputs`` numbers per example -> [B, ``outputs``]."""
+def mlp(
+    inputs: int, outputs: int, hidden: Sequence[int] = (64,), dropout: float = 0.0, scale: float = 1.0
+) -> nn.Module:
+    """A multilayer perceptron with ReLU: [B, ...] with ``inputs`` numbers per example -> [B, ``outputs``].
+
+    ``scale`` multiplies every input first. Networks learn fastest from numbers of about 1, so for positions in metres
+    that move by centimetres give 20 to 50; the constant is a part of the network, and of what ships.
+    Raises UsageError for a size below 1, or a scale that is not above 0 and finite.
+    """
     _positive(inputs=inputs, outputs=outputs, **{f"hidden[{i}]": width for i, width in enumerate(hidden)})
+    if not (scale > 0 and math.isfinite(scale)):
+        raise UsageError(f"scale is {scale}; it multiplies the inputs, so it must be above 0 and finite.")
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    if scale != 1.0:
+        layers["scale"] = _Times(scale)
     width = inputs
     for number, size in enumerate(hidden, 1):
         layers[f"hidden{number}"] = nn.Linear(width, size)
@@ -30,6 +42,17 @@ def mlp(inputs: int, outputs: int, hidden: Sequence[int] = (64,), dropout: float
         width = size
     layers["output"] = nn.Linear(width, outputs)
     return nn.Sequential(layers)
+
+
+class _Times(nn.Module):
+    """x -> ``factor`` x."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * self.factor
 
 
 def small_cnn(
