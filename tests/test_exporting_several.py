@@ -91,6 +91,7 @@ def test_an_exporter_says_its_versions(tmp_path, monkeypatch):
         quick(*case("mlp"), tmp_path, "silent")
 
 
+@pytest.mark.slow
 def test_memory_is_of_one_answer_in_a_process_of_its_own(tmp_path):
     """A network with 40 MB of weights takes at least these, and not the hundreds of MB that PyTorch itself is."""
     net = nn.Sequential(nn.Linear(16, 100_000), nn.ReLU(), nn.Linear(100_000, 84))
@@ -100,6 +101,7 @@ def test_memory_is_of_one_answer_in_a_process_of_its_own(tmp_path):
     assert 40e6 < memory["peak_bytes"] < 200e6
 
 
+@pytest.mark.slow
 def test_memory_that_cannot_be_measured_is_null_with_its_reason(tmp_path, monkeypatch):
     def hidden(student, tensors, calibration, path, precision):
         written = TARGETS["onnx"].write(student, tensors, calibration, path, precision)
@@ -122,6 +124,7 @@ def test_int8_weights_use_seven_bits(precision, tmp_path):
     assert all(abs(array.astype(int)).max() <= 64 for array in rounded)
 
 
+@pytest.mark.slow
 def test_the_ways_of_int8_can_be_asked_for(tmp_path):
     student, examples = case("attends")
     for precision, method in (("int8_static", "static"), ("int8_dynamic", "dynamic"), ("int4", "weights")):

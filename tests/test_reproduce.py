@@ -67,13 +67,14 @@ PACKAGE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "before", "reason"),
     [
         (("--set", "seeds=[2, 1]"), "", "recipe key 'seeds' ([0, 1] and [2, 1])"),
-        pytest.param(("--set", "threads=2"), "", "thread count (1 and 2)", marks=pytest.mark.slow),
-        pytest.param((), ORDER, "data order ([", marks=pytest.mark.slow),
-        pytest.param((), PACKAGE, "package numpy (", marks=pytest.mark.slow),
+        (("--set", "threads=2"), "", "thread count (1 and 2)"),
+        ((), ORDER, "data order (["),
+        ((), PACKAGE, "package numpy ("),
     ],
     ids=["seed", "threads", "order", "package"],
 )
@@ -96,6 +97,7 @@ def test_what_differs_is_named(here, changed, before, reason, request):
     assert reason.split(" (")[0] in said.stdout.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_a_reproduction_is_claimed_under_ones_key(here, tmp_path):
     shutil.copytree(here / "runs/again", tmp_path / "run")
     assert process(tmp_path, "keygen", "mine.pem").returncode == 0
@@ -116,6 +118,7 @@ def test_a_run_that_was_changed_is_not_reproduced(here, tmp_path):
         provenance.reproduce.reproduce(tmp_path / "run", tmp_path / "again", here)
 
 
+@pytest.mark.slow
 def test_a_rerun_that_fails_says_why(here, tmp_path):
     """The recipe's own file is not where it was looked for."""
     done = process(tmp_path, "reproduce", str(here / "runs/again"), "--quiet", "--folder", "again")
