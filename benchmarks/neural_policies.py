@@ -9,7 +9,7 @@ in each of three rounds, all rounds kept; both ask the teacher equally often, an
 Every policy drives from the same unseen starts: mean return with its bootstrap interval, and the worst episode. The
 largest error of an action is over the teacher's states, in units of its range. One training seed; a second tells how
 much of a difference is luck. Robots join those of the same settings in benchmarks/results/neural_policies.json, and
-neural_policies.svg beside it shows them all.
+docs/policies.svg shows them all.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from stillroom.gathering import FIRST_UNSEEN, Gathering, gather
 from stillroom.measures import bootstrap
 from stillroom.types import identity_of
 
-RESULTS = Path(__file__).parent / "results" / "neural_policies.json"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "neural_policies.json"
+CURVE = HERE.parent / "docs" / "policies.svg"
 QUESTIONS, ROUNDS, STEPS, BATCH = 6000, 3, 3000, 128
 
 
@@ -52,7 +54,7 @@ class Robot:
 PPO = {"n_steps": 256, "gamma": 0.999, "learning_rate": 1e-3}  # those of examples/pendulum.yaml
 ROBOTS = {
     "ant": Robot(lambda: pybullet.task("ant"), lambda: pybullet.teacher("ant"), ((33,), (8,), (64,))),
-    "hopper": Robot(lambda: pybullet.task("hopper"), lambda: pybullet.teacher("hopper"), ((32,), (8,))),
+    "hopper": Robot(lambda: pybullet.task("hopper"), lambda: pybullet.teacher("hopper"), ((32,), (8,), (64,))),
     "pendulum": Robot(
         lambda: gymnasium.task("InvertedPendulum-v5", sees=[0, 1], frames=3),
         lambda: stable_baselines3.ppo("InvertedPendulum-v5", 60_000, **PPO, progress=False),
@@ -174,6 +176,9 @@ def draw(robots: dict[str, Any], path: Path) -> None:
         panel.axhline(100, color="#888888", linewidth=0.8)
         panel.axhline(100 * found["teacher"]["worst"] / whole, color="#888888", linewidth=0.8, linestyle=":")
         panel.set_xscale("log")
+        shares = sorted({100 * row["parameters"] / found["parameters"] for row in found["students"]})
+        panel.set_xticks(shares, [f"{share:.1f}" for share in shares])
+        panel.minorticks_off()
         panel.set_xlabel("parameters, % of the teacher's")
         panel.set_title(f"{name} ({found['parameters']:,} parameters)", fontsize=10)
         panel.grid(alpha=0.3)
@@ -211,7 +216,7 @@ def main() -> None:
             robots[name] = {**found, **_spent(began)}
             write_json(chosen.results, {**settings, "robots": robots})
     robots = {name: robots[name] for name in ROBOTS if name in robots}
-    draw(robots, chosen.results.with_suffix(".svg"))
+    draw(robots, CURVE)
     console.print(table_of(robots))
 
 
