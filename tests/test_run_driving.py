@@ -86,6 +86,7 @@ def test_the_recording_is_what_was_said_while_driving(finished):
 def test_the_page_shows_what_decides(finished):
     run, _ = finished
     page = (run.folder / "report" / "report.html").read_text()
+    assert "“Alone” is" not in page
     for said in ("In closed loop", "200 answers", "data:image/png;base64,", "error ratio", "cloning"):
         assert said in page, said
 
