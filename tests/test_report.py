@@ -138,6 +138,7 @@ def test_every_stage_is_on_the_page(run):
         "FAILED",
         "12.3 kB",
         "1,234 examples",
+        "“Alone” is the same student",
         "CC-BY-4.0",
         "ab" * 32,
         "passport",
@@ -202,6 +203,7 @@ def test_a_report_without_a_control_says_so(tmp_path):
     evaluate({"student": model(1.0)}, model(2.0), Texts(), folder=tmp_path / "report", replicates=20, progress=False)
     text = " ".join(page_of(tmp_path).text)
     assert "is not known: there is no row 'alone'" in text
+    assert "“Alone” is" not in text
 
 
 def test_no_help_is_said_plainly_with_its_reasons(tmp_path):
