@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,16 +154,15 @@ class _Round:
             self._stop(KeyboardInterrupt(), tasks)
 
         loop = asyncio.get_running_loop()
-        ours = threading.current_thread() is threading.main_thread()
-        with suppress(NotImplementedError):
-            if ours:
-                loop.add_signal_handler(signal.SIGINT, interrupted)
+        # Loops of Windows have no signal handlers: there Ctrl-C ends at once, with what is in the journal.
+        ours = sys.platform != "win32" and threading.current_thread() is threading.main_thread()
+        if ours:
+            loop.add_signal_handler(signal.SIGINT, interrupted)
         try:
             yield
         finally:
-            with suppress(NotImplementedError):
-                if ours:
-                    loop.remove_signal_handler(signal.SIGINT)
+            if ours:
+                loop.remove_signal_handler(signal.SIGINT)
 
     async def _one(self, client: Client, request: Request) -> None:
         """One request, as often as it takes."""
