@@ -1,4 +1,4 @@
-"""'Distil a neural policy': the commands of the page, with fewer questions and steps, and its recipes."""
+"""'Distil a neural policy': the commands of the page, with fewer questions and steps."""
 
 import re
 import shlex
